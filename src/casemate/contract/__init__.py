@@ -1,0 +1,1 @@
+"""Formats and rules, pure: bytes in, bytes out."""

@@ -1,0 +1,1 @@
+"""Outside: builds images, their keys, certificates and reference values."""

@@ -1,0 +1,1 @@
+"""Outside: software ultravisor, QEMU, the state of machines."""
