@@ -1,0 +1,53 @@
+"""Errors of the contract toolkit. No message quotes a value of a contract; names and places only."""
+
+from __future__ import annotations
+
+from casemate.errors import CasemateError
+
+
+class ContractError(CasemateError):
+    """Base of the errors of this package."""
+
+    id = "CONTRACT"
+
+
+class TokenError(ContractError):
+    """A token does not open. One sentence for every cause: an attacker learns nothing from a failure."""
+
+    id = "CONTRACT-TOKEN"
+
+
+class KeyFileError(ContractError):
+    """A key or certificate can't be used."""
+
+    id = "CONTRACT-KEY"
+
+
+class DocumentError(ContractError):
+    """A text is not the YAML that a contract may hold, or not a contract."""
+
+    id = "CONTRACT-DOCUMENT"
+
+
+class ArchiveError(ContractError):
+    """A compose or play archive is refused."""
+
+    id = "CONTRACT-ARCHIVE"
+
+
+class ImageError(ContractError):
+    """An image reference, or a file that names images, is refused."""
+
+    id = "CONTRACT-IMAGE"
+
+
+class SignatureError(ContractError):
+    """A signature does not hold, or can't be made."""
+
+    id = "CONTRACT-SIGNATURE"
+
+
+class SeedError(ContractError):
+    """A volume's seed is missing or is not one."""
+
+    id = "CONTRACT-SEED"
