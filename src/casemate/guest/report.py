@@ -13,16 +13,16 @@ from collections.abc import Callable
 _LEVEL = {"E": 3, "W": 4, "I": 6}
 
 
-class Stop(Exception):  # noqa: N818  (it is what the machine does)
+class Stop(Exception):
     """The machine must not go on: ``id`` of ``messages.tsv``, and a detail without secrets."""
 
-    def __init__(self, id: str, detail: str) -> None:  # noqa: A002
+    def __init__(self, id: str, detail: str) -> None:
         super().__init__(f"{id}: {detail}")
         self.id = id
         self.detail = detail
 
 
-def say(id: str, detail: str) -> None:  # noqa: A002
+def say(id: str, detail: str) -> None:
     """Write one message; its level is the last letter of the identifier. Control characters become spaces."""
     clean = "".join(c if c.isprintable() else " " for c in detail)[:2000]
     print(f"<{_LEVEL[id[-1]]}>{id}: {clean}", file=sys.stderr, flush=True)

@@ -1,0 +1,388 @@
+"""The bootloader: the first program inside the TEE, process 1 of the initrd (white paper, 4.2.1).
+
+What it does, at every start, in this order; the first thing that does not hold stops the machine:
+
+1. reads the one volume labelled ``cidata`` once, whole, into memory, and compares a second reading with the first:
+   a disk that answers differently is refused; only the first reading is ever used;
+2. makes the encrypted root disk (:mod:`casemate.guest.rootdisk`), measuring the root archive while copying it;
+3. opens the contract's tokens with the contract key;
+4. writes and signs the attestation record, encrypts it for the auditor;
+5. destroys both private keys: their files are overwritten and removed, and this process's memory ends with the
+   ``exec`` of step 6, wiped by the kernel (``init_on_free=1``);
+6. mounts the encrypted root and becomes its systemd. The initrd's files are gone by then.
+
+It parses the outer contract only. What is inside the sections is parsed by ``hpl-contract``, in a sandbox, when
+no key exists any more. The image's keys and reference values come with the (encrypted, measured) initrd:
+``/casemate/keys/{contract,attestation}.pem`` and ``/casemate/image.json``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import socket
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NoReturn
+
+from casemate.guest import kernel
+from casemate.guest.report import Stop
+from casemate.guest.rootdisk import SMALLEST_ROOT_DISK, RootDisk
+
+BAKED = Path("/casemate")
+ROOT = "/sysroot"
+ARCHIVE_SERIAL, ROOT_SERIAL = "casemate-archive", "casemate-root"
+RECORD_PORT = "casemate.record"
+MODULES = (
+    *("virtio_pci", "virtio_ccw", "virtio_blk", "virtio_net", "virtio_rng", "virtio_console"),
+    *("dm_crypt", "xts", "aesni_intel", "aes_s390", "squashfs"),
+)
+LEAST_MEMORY_MIB = 900
+CIDATA_LIMIT = 16 << 20
+PROBE = 64 << 10
+DEVELOPMENT = "DEVELOPMENT (software ultravisor: no protection from whoever owns the host)"
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """The contract with its tokens opened: for each section the exact string that stands in it, and its text."""
+
+    sealed: dict[str, str]
+    plain: dict[str, bytes]
+    signature: str | None
+    tokens: int
+
+
+def announce(step: str) -> None:
+    """Write one line of the start to the console, as users of the original know it."""
+    print(step, flush=True)
+
+
+# ---------------------------------------------------------------------------------------------- cidata
+
+
+def read_cidata(candidates: list[kernel.Disk]) -> bytes:
+    """Return the bytes of the one cidata volume among the disks.
+
+    Each disk's first 64 KiB are looked at to find it; the whole is then read once, and once more to compare.
+    """
+    from casemate import cidata
+
+    found: list[tuple[kernel.Disk, bytes]] = []
+    for disk in candidates:
+        start = _read_disk(disk, min(PROBE, disk.size))
+        if (cidata.label(start) or "").lower() == "cidata":
+            found.append((disk, start))
+    if not found:
+        raise Stop("HPL11004E", "no volume labelled cidata is attached: the machine has no contract")
+    if len(found) > 1:
+        names = ", ".join(disk.name for disk, _ in found)
+        raise Stop("HPL11004E", f"{len(found)} volumes labelled cidata are attached ({names}): which one is meant?")
+    disk, start = found[0]
+    if disk.size > CIDATA_LIMIT:
+        raise Stop("HPL11004E", f"the cidata volume has {disk.size} bytes, more than {CIDATA_LIMIT}")
+    whole = _read_disk(disk, disk.size)
+    if not whole.startswith(start) or _read_disk(disk, disk.size) != whole:
+        raise Stop("HPL11005E", "the cidata volume answered differently when it was read again")
+    return whole
+
+
+def _read_disk(disk: kernel.Disk, size: int) -> bytes:
+    """Read from the device itself: its pages in the kernel's cache are dropped before."""
+    descriptor = os.open(disk.path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+        parts, done = [], 0
+        while done < size:
+            part = os.pread(descriptor, min(1 << 20, size - done), done)
+            if not part:
+                break
+            parts.append(part)
+            done += len(part)
+        return b"".join(parts)
+    except OSError as error:
+        raise Stop("HPL11004E", f"disk {disk.name} can't be read: {error.strerror}") from None
+    finally:
+        os.close(descriptor)
+
+
+# ---------------------------------------------------------------------------------------------- contract
+
+
+def trust_own_keys() -> None:
+    """Spare the check of a private key's numbers at loading, 2 s each on an emulated processor.
+
+    The keys were made with the image and come authenticated with it. Debian 12's ``cryptography`` has the switch on its
+    backend; newer ones (from 39 on) take it as an argument, so without it loading is only slower.
+    """
+    from cryptography.hazmat.backends.openssl.backend import backend
+
+    if hasattr(backend, "_rsa_skip_check_key"):
+        backend._rsa_skip_check_key = True
+
+
+def open_contract(user_data: bytes, key_pem: bytes) -> Opened:
+    """Open every token of the contract. One sentence for all that can be wrong with a token: no oracle."""
+    from casemate.contract.document import parse_contract
+    from casemate.contract.token import is_token, load_private_key, open_token
+    from casemate.errors import CasemateError
+
+    try:
+        contract = parse_contract(user_data)
+    except CasemateError as error:
+        raise Stop("HPL11001E", f"the contract is not one: {error}") from None
+    sealed = {"workload": contract.workload, "env": contract.env}
+    if contract.attestation_public_key is not None:
+        sealed["attestationPublicKey"] = contract.attestation_public_key
+    key = load_private_key(key_pem)
+    plain: dict[str, bytes] = {}
+    tokens = 0
+    for name, text in sealed.items():
+        if not is_token(text):
+            plain[name] = text.encode()
+            continue
+        try:
+            plain[name] = open_token(text, key).plain
+        except CasemateError:
+            raise Stop("HPL11007E", f"{name} can't be opened: damaged, or sealed for another image") from None
+        tokens += 1
+    return Opened(sealed, plain, contract.signature, tokens)
+
+
+# ---------------------------------------------------------------------------------------------- record
+
+
+def make_record(image: dict[str, str], volume: bytes, files: dict[str, bytes], opened: Opened, now: float) -> bytes:
+    """Return the text of ``se-checksums.txt`` (``docs/formats/attestation-record.md``)."""
+    from casemate.attestation import record
+
+    def digest(data: bytes) -> str:
+        return hashlib.sha256(data).hexdigest()
+
+    facts = [*_machine_facts(), ("Image age", _age(float(image["created"]), now))]
+    if image.get("host_key_document"):
+        facts.append(("Host HKD", image["host_key_document"]))
+        facts.append(("HKD is valid until", image["host_key_valid_until"]))
+    hashes = [("root.tar.gz", image["root_sha256"]), ("baseimage", image["baseimage"]), ("sbom", image["sbom"])]
+    hashes.append(("/dev/disk/by-label/cidata", digest(volume)))
+    hashes += [(f"cidata/{name}", digest(files[name])) for name in ("meta-data", "user-data", "vendor-data")]
+    hashes += [(f"contract:{name}", digest(text.encode())) for name, text in opened.sealed.items()]
+    return record.build(image["version"], facts, hashes)
+
+
+def _machine_facts() -> list[tuple[str, str]]:
+    """What is known of the machine. Only an ultravisor of IBM Z says that a guest is protected."""
+    try:
+        if Path("/sys/firmware/uv/prot_virt_guest").read_text().strip() == "1":
+            said = dict(line.split(":", 1) for line in Path("/proc/sysinfo").read_text().splitlines() if ":" in line)
+            parts = (said.get(name, "").strip() for name in ("Type", "Plant", "Sequence Code"))
+            return [("Machine Type/Plant/Serial", "/".join(parts))]
+    except OSError:
+        pass
+    return [("TEE", DEVELOPMENT), ("Machine Type/Plant/Serial", "none/none/none")]
+
+
+def _age(created: float, now: float) -> str:
+    days = max(0, int((now - created) // 86400))
+    return f"{days} days since creation."
+
+
+def write_record(directory: Path, text: bytes, key_pem: bytes, auditor: bytes | None, version: str) -> dict[str, bytes]:
+    """Sign the record, encrypt it where the contract has an auditor's key, write the files; return them."""
+    from casemate.attestation import record
+    from casemate.contract.token import seal
+    from casemate.errors import CasemateError
+
+    files = {"se-signature.bin": record.sign(text, key_pem), "se-version": version.encode()}
+    if auditor is None:
+        files["se-checksums.txt"] = text
+    else:
+        try:
+            files["se-checksums.txt.enc"] = seal(text, auditor).encode()
+        except CasemateError as error:
+            raise Stop("HPL11002E", f"the record can't be encrypted for attestationPublicKey: {error.cause}") from None
+    for name, content in files.items():
+        (directory / name).write_bytes(content)
+    return files
+
+
+def send_record(files: dict[str, bytes]) -> None:
+    """Offer the public record on the virtio port ``casemate.record``, where the machine has one: one line of JSON."""
+    from base64 import b64encode
+
+    line = json.dumps({name: b64encode(content).decode() for name, content in files.items()}) + "\n"
+    for port in Path("/sys/class/virtio-ports").glob("*"):
+        if (port / "name").is_file() and (port / "name").read_text().strip() == RECORD_PORT:
+            try:
+                descriptor = os.open(f"/dev/{port.name}", os.O_WRONLY | os.O_NONBLOCK)
+                os.write(descriptor, line.encode())
+                os.close(descriptor)
+            except OSError:
+                announce("the record could not be offered on its port")  # it stays in /var/hyperprotect
+
+
+# ---------------------------------------------------------------------------------------------- handing over
+
+
+def hostname(meta_data: bytes) -> str:
+    """Return ``local-hostname`` of the meta-data where it is a host name, else ``casemate``."""
+    for line in meta_data.decode("utf-8", "replace").splitlines()[:100]:
+        key, _, value = line.partition(":")
+        value = value.strip().strip("\"'")
+        if key.strip() == "local-hostname" and re.fullmatch(r"[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?", value):
+            return value
+    return "casemate"
+
+
+def hand_over(opened: Opened, directory: Path) -> None:
+    """Leave the opened contract where the Hyper Protect Layer looks for it, in memory only."""
+    directory.mkdir(mode=0o700, parents=True)
+    contract = directory / "contract"
+    contract.mkdir(mode=0o700)
+    contents = dict(opened.plain)
+    contents |= {f"sealed-{name}": opened.sealed[name].encode() for name in ("workload", "env")}
+    if opened.signature is not None:
+        contents["envWorkloadSignature"] = opened.signature.encode()
+    for name, content in contents.items():
+        (contract / name).write_bytes(content)
+        (contract / name).chmod(0o600)
+
+
+def destroy_keys(directory: Path) -> None:
+    """Overwrite and remove the private keys of the image."""
+    for path in directory.iterdir():
+        size = path.stat().st_size
+        with path.open("r+b") as file:
+            file.write(bytes(size))
+        path.unlink()
+    directory.rmdir()
+
+
+def _empty_initrd(directory: Path, device: int) -> None:
+    """Remove all files of the initrd, and so free their memory; other file systems are left alone."""
+    for entry in directory.iterdir():
+        try:
+            if not entry.is_dir() or entry.is_symlink():
+                entry.unlink()
+            elif entry.stat().st_dev == device:
+                _empty_initrd(entry, device)
+                entry.rmdir()
+        except OSError:
+            continue
+
+
+def become_root(root: str) -> NoReturn:
+    """Move the kernel's file systems over, empty the initrd, and become the systemd of the root."""
+    for name in ("dev", "proc", "sys", "run"):
+        kernel.mount(f"/{name}", f"{root}/{name}", flags=kernel.MS_MOVE)
+    os.chdir(root)
+    _empty_initrd(Path("/"), Path("/").stat().st_dev)
+    kernel.mount(".", "/", flags=kernel.MS_MOVE)
+    os.chroot(".")
+    os.chdir("/")
+    os.execve("/usr/lib/systemd/systemd", ["/usr/lib/systemd/systemd"], {"PATH": "/usr/sbin:/usr/bin"})  # noqa: S606
+
+
+# ---------------------------------------------------------------------------------------------- the story
+
+
+def prepare() -> None:
+    """Mount the kernel's own file systems and load the drivers."""
+    quiet = kernel.MS_NOSUID | kernel.MS_NODEV | kernel.MS_NOEXEC
+    for kind, target in (("proc", "/proc"), ("sysfs", "/sys")):
+        kernel.mount(kind, target, kind, quiet)
+    kernel.mount("devtmpfs", "/dev", "devtmpfs", kernel.MS_NOSUID, "mode=0755")
+    kernel.mount("tmpfs", "/run", "tmpfs", kernel.MS_NOSUID | kernel.MS_NODEV, "mode=0755,size=20%")
+    here = [name for name in MODULES if name in (BAKED / "modules").read_text().split()]
+    kernel.run("modprobe", "-a", *here)
+
+
+def boot() -> None:
+    """Do everything of this module's list up to ``exec``."""
+    prepare()
+    image = json.loads((BAKED / "image.json").read_bytes())
+    if (memory := kernel.memory_mib()) < LEAST_MEMORY_MIB:
+        raise Stop("HPL11003E", f"the machine has {memory} MiB of memory, it needs a machine of 1024 MiB")
+    archive, disk = kernel.wait_for_disk(ARCHIVE_SERIAL, 10), kernel.wait_for_disk(ROOT_SERIAL, 1)
+    if archive is None or disk is None:
+        missing = ARCHIVE_SERIAL if archive is None else ROOT_SERIAL
+        raise Stop("HPL11009E", f"no disk with the serial number {missing} is attached")
+    if disk.size < max(SMALLEST_ROOT_DISK, 4 * image["root_size"]):
+        raise Stop("HPL11009E", f"the root disk has {disk.size >> 20} MiB, too few")
+    volume = read_cidata([d for d in kernel.disks() if d.name not in (archive.name, disk.name)])
+
+    root = RootDisk(disk, archive, image["root_size"], image["root_sha256"])
+    announce("# create new root partition...")
+    announce("# encrypt root partition...")
+    root.encrypt()
+    announce("# write OS to root disk...")
+    root.start()
+
+    announce("# decrypt user-data...")
+    from casemate import cidata
+    from casemate.errors import CasemateError
+
+    try:
+        files = cidata.read_volume(volume)
+    except CasemateError as error:
+        raise Stop("HPL11004E", f"the cidata volume is damaged: {error}") from None
+    if "user-data" not in files:
+        raise Stop("HPL11004E", "the cidata volume has no user-data: the machine has no contract")
+    for name in ("meta-data", "vendor-data"):
+        files.setdefault(name, b"")
+    trust_own_keys()
+    keys = BAKED / "keys"
+    opened = open_contract(files["user-data"], (keys / "contract.pem").read_bytes())
+    announce(f"{opened.tokens} token decrypted, 0 encrypted token ignored")
+    hand_over(opened, Path("/run/casemate"))
+
+    announce("# create root filesystem...")
+    root.make_state()
+    root.finish()
+    Path(ROOT).mkdir(exist_ok=True)
+    root.mount(ROOT)
+
+    announce("# run attestation...")
+    public = Path(ROOT, "var/hyperprotect")
+    (public / "cidata").mkdir(parents=True)
+    for name in ("meta-data", "vendor-data"):
+        (public / "cidata" / name).write_bytes(files[name])
+    text = make_record(image, volume, files, opened, time.time())
+    attestation_key = (keys / "attestation.pem").read_bytes()
+    record = write_record(public, text, attestation_key, opened.plain.get("attestationPublicKey"), image["version"])
+    destroy_keys(keys)
+    send_record(record)
+
+    announce("# set hostname...")
+    socket.sethostname(hostname(files["meta-data"]))
+    announce("# finish root disk setup...")
+    if "network-config" in files:
+        (Path("/run/casemate") / "network-config").write_bytes(files["network-config"])
+
+
+def main() -> NoReturn:
+    """Process 1. Either becomes the root's systemd or says why not and switches the machine off."""
+    try:
+        boot()
+        announce("# HPL11099I: bootloader end")
+        become_root(ROOT)
+    except Stop as stop:
+        announce(f"# {stop.id}: {stop.detail}")
+    except BaseException as error:
+        frame = error.__traceback__
+        while frame is not None and frame.tb_next is not None:
+            frame = frame.tb_next
+        place = f"{frame.tb_frame.f_code.co_name}:{frame.tb_lineno}" if frame else "?"
+        announce(f"# HPL11000E: unexpected {type(error).__name__} at {place}")
+    announce("# the machine stops")
+    time.sleep(0.2)
+    kernel.power_off()
+    sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

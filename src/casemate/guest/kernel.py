@@ -1,0 +1,105 @@
+"""The system calls that the bootloader needs and Python's standard library lacks, and the disks that the kernel sees.
+
+Everything under ``/sys/block`` is chosen by the infrastructure: sizes and serial numbers are hints, never proofs.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import subprocess
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_MOVE = 1, 2, 4, 8, 8192
+_POWER_OFF = 0x4321FEDC
+_MAGIC1, _MAGIC2 = 0xFEE1DEAD, 672274793
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.mount.argtypes = (ctypes.c_char_p, ctypes.c_char_p, ctypes.c_char_p, ctypes.c_ulong, ctypes.c_char_p)
+
+
+def mount(source: str, target: str, kind: str = "", flags: int = 0, options: str = "") -> None:
+    """``mount(2)``; raises :class:`OSError`."""
+    arguments = [text.encode() if text else None for text in (source, target, kind)]
+    if _libc.mount(*arguments, flags, options.encode() or None) != 0:
+        code = ctypes.get_errno()
+        raise OSError(code, f"mount {target}: {os.strerror(code)}")
+
+
+def power_off() -> None:
+    """Write out what is pending and switch the machine off. Does not return where it is allowed."""
+    os.sync()
+    _libc.reboot(_POWER_OFF)
+
+
+def run(*command: str, stdin: bytes = b"", timeout: float = 120) -> None:
+    """Run a program of the initrd; its secrets come by standard input, never by argument.
+
+    Raises :class:`OSError` with what the program said last (none of them prints what it reads).
+    """
+    done = subprocess.run(
+        command,
+        input=stdin,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        timeout=timeout,
+        check=False,
+        env={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "DM_DISABLE_UDEV": "1"},
+    )
+    if done.returncode:
+        said = done.stdout.decode(errors="replace").strip().splitlines()
+        raise OSError(f"{command[0]} ended with {done.returncode}: {said[-1] if said else 'no word'}")
+
+
+@dataclass(frozen=True, slots=True)
+class Disk:
+    """A block device as the kernel shows it: ``name`` (``vda``), ``serial`` as the host chose it, ``size`` in bytes."""
+
+    name: str
+    serial: str
+    size: int
+
+    @property
+    def path(self) -> str:
+        """The device node."""
+        return f"/dev/{self.name}"
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(errors="replace").strip()
+    except OSError:
+        return ""
+
+
+def disks(sys_block: Path = Path("/sys/block")) -> Iterator[Disk]:
+    """Yield the disks that are there now: no loop, RAM or mapped devices; an ISO drive (``sr0``) counts."""
+    for entry in sorted(sys_block.iterdir()):
+        if entry.name.startswith(("loop", "ram", "dm-", "zram", "md")):
+            continue
+        size = _read(entry / "size")
+        if size.isdigit() and int(size) > 0:
+            yield Disk(entry.name, _read(entry / "serial"), int(size) * 512)
+
+
+def wait_for_disk(serial: str, seconds: float) -> Disk | None:
+    """Return the disk with this serial number, waiting for it up to ``seconds``; ``None`` where none comes."""
+    end = time.monotonic() + seconds
+    while True:
+        for disk in disks():
+            if disk.serial == serial:
+                return disk
+        if time.monotonic() > end:
+            return None
+        time.sleep(0.05)
+
+
+def memory_mib() -> int:
+    """Return the memory that the kernel has, in MiB (the infrastructure decides it)."""
+    for line in Path("/proc/meminfo").read_text().splitlines():
+        if line.startswith("MemTotal:"):
+            return int(line.split()[1]) // 1024
+    return 0

@@ -1,0 +1,200 @@
+"""Builds an image directory: what an image provider publishes (all of it public but encrypted).
+
+======================  =========================================================================
+``casemate.img``        the encrypted boot image: kernel, command line, initrd with bootloader and keys
+``root.squashfs``       the root archive
+``reference-values.json``  what a record made by this image must say (``docs/formats/reference-values.md``)
+``encryption.crt``      contracts are sealed for this
+``attestation.crt``     records verify under this
+``intermediate.crt``, ``root.crt``, ``crl.pem``  the chain of both, and what is revoked
+``packages.txt``        every package of the root, with its version
+``image.json``          architecture, version, kernel, creation
+======================  =========================================================================
+
+The two private keys are made here, in memory, and go nowhere but into the encrypted image. (Issue-free trust in
+the image provider needs the secure build; until then the provider's machine saw them for a moment.)
+"""
+
+from __future__ import annotations
+
+import datetime
+import hashlib
+import json
+import shutil
+import tempfile
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from casemate.errors import CasemateError
+from casemate.image import initrd
+from casemate.image.root import build_root
+
+VERSION = "26.11.0"
+CONSOLES = {"amd64": "ttyS0", "s390x": "ttysclp0"}
+HARDENING = (
+    *("lockdown=confidentiality", "init_on_free=1", "init_on_alloc=1", "slab_nomerge", "page_alloc.shuffle=1"),
+    *("vsyscall=none", "debugfs=off", "oops=panic", "panic=-1", "module.sig_enforce=1", "random.trust_bootloader=off"),
+)
+QUIET = ("quiet", "loglevel=3", "systemd.show_status=no", "rd.udev.log_level=3", "plymouth.enable=0")
+
+
+@dataclass(frozen=True, slots=True)
+class ImageDirectory:
+    """A built image on disk."""
+
+    path: Path
+
+    @property
+    def image(self) -> Path:
+        """The encrypted boot image."""
+        return self.path / "casemate.img"
+
+    @property
+    def archive(self) -> Path:
+        """The root archive."""
+        return self.path / "root.squashfs"
+
+    @property
+    def encryption_certificate(self) -> Path:
+        """The certificate that contracts are sealed for."""
+        return self.path / "encryption.crt"
+
+    def describe(self) -> dict[str, Any]:
+        """Return the content of ``image.json``; raise :class:`CasemateError` where this is no image directory."""
+        try:
+            return dict(json.loads((self.path / "image.json").read_text()))
+        except (OSError, ValueError):
+            raise CasemateError(
+                "this is not an image directory: image.json can't be read",
+                "casemate image build DIR makes one",
+                str(self.path),
+                id="IMAGE-NOT-FOUND",
+            ) from None
+
+
+def command_line(arch: str) -> str:
+    """Return the kernel's command line: one console, locked down, memory wiped."""
+    return " ".join((f"console={CONSOLES[arch]}", *QUIET, *HARDENING))
+
+
+def build_image(
+    directory: Path,
+    *,
+    arch: str = "amd64",
+    host_keys: Sequence[Path] = (),
+    ca: Path | None = None,
+    cache: Path | None = None,
+    progress: Callable[[str], None] = lambda step: None,
+) -> ImageDirectory:
+    """Build an image into ``directory``: fresh keys each time, the root from the cache where it is there.
+
+    ``host_keys`` are host key documents of machines that may open it; without any it is built for this user's
+    software ultravisor. Raises :class:`CasemateError`; a failure leaves nothing behind.
+    """
+    from casemate.image.ca import DevelopmentCA
+    from casemate.machine import home
+    from casemate.secureexec import hostkey, image
+
+    cache = cache or home.directory() / "cache"
+    authority = DevelopmentCA.load_or_create(ca or home.directory() / "ca")
+    issued: list[Any] = []
+    keys = threading.Thread(target=lambda: issued.append(authority.issue(VERSION)))
+    keys.start()
+    try:
+        root = build_root(arch, cache, progress)
+        progress("initrd")
+        base = initrd.base(root, arch, cache)
+    finally:
+        keys.join()
+    if not issued:
+        raise CasemateError("the image's keys could not be made", id="IMAGE-KEYS")
+    certificates = issued[0]
+
+    if host_keys:
+        documents = [(path.name, path.read_bytes()) for path in host_keys]
+    else:
+        from casemate.machine.ultravisor import SoftwareUltravisor
+
+        documents = [("development.crt", SoftwareUltravisor.load_or_create().document)]
+    hosts = [hostkey.load(document) for _, document in documents]
+
+    now = datetime.datetime.now(datetime.UTC).replace(microsecond=0)
+    kernel, cmdline = root.kernel.read_bytes(), command_line(arch)
+    baseimage = hashlib.sha256(kernel + cmdline.encode() + base).hexdigest()
+    sbom = hashlib.sha256(root.packages.encode()).hexdigest()
+    baked = {
+        **{"version": VERSION, "arch": arch, "created": int(now.timestamp())},
+        **{"root_sha256": root.sha256, "root_size": root.size, "baseimage": baseimage, "sbom": sbom},
+        **{"host_key_document": documents[0][0], "host_key_valid_until": hosts[0].valid_until},
+    }
+    reference = {
+        **{"format": "casemate-reference-values/1", "version": VERSION, "arch": arch, "created": now.isoformat()},
+        "values": {"root.tar.gz": root.sha256, "baseimage": baseimage, "sbom": sbom},
+    }
+    progress("encrypted image")
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{directory.name}-", dir=directory.parent) as work:
+        new = Path(work) / "image"
+        new.mkdir()
+        secrets = {
+            "contract.pem": certificates.encryption_key.reveal(),
+            "attestation.pem": certificates.attestation_key.reveal(),
+        }
+        with (new / "casemate.img").open("wb") as out:
+            packed = image.pack(
+                out,
+                kernel=kernel,
+                cmdline=cmdline.encode(),
+                initrd=base + initrd.own(json.dumps(baked).encode(), secrets),
+                hosts=hosts,
+            )
+        del secrets
+        _place(root.archive, new / "root.squashfs")
+        texts = {
+            "reference-values.json": json.dumps(reference, indent=1) + "\n",
+            "packages.txt": root.packages,
+            "encryption.crt": certificates.encryption_certificate,
+            "attestation.crt": certificates.attestation_certificate,
+            "intermediate.crt": authority.intermediate_pem,
+            "root.crt": authority.root_pem,
+            "crl.pem": authority.crl_pem,
+            "image.json": json.dumps(
+                {
+                    **{"format": "casemate-image/1", "version": VERSION, "arch": arch, "created": now.isoformat()},
+                    **{"kernel": root.release, "command_line": cmdline, "tag": packed.tag.hex()},
+                    "hosts": [name for name, _ in documents],
+                },
+                indent=1,
+            )
+            + "\n",
+        }
+        for name, text in texts.items():
+            (new / name).write_bytes(text if isinstance(text, bytes) else text.encode())
+        if directory.exists():
+            _check_replaceable(directory)
+            shutil.rmtree(directory)
+        new.rename(directory)
+    return ImageDirectory(directory)
+
+
+def _check_replaceable(directory: Path) -> None:
+    """Only an image, or nothing, may be replaced by an image."""
+    if any(directory.iterdir()) and not (directory / "image.json").is_file():
+        raise CasemateError(
+            "the directory is not empty and holds no image",
+            "name another directory",
+            str(directory),
+            id="IMAGE-IN-THE-WAY",
+        )
+
+
+def _place(source: Path, target: Path) -> None:
+    """Link where both are on one file system, copy otherwise; read-only, since the cache shares it."""
+    try:
+        target.hardlink_to(source)
+    except OSError:
+        shutil.copyfile(source, target)
+    target.chmod(0o444)

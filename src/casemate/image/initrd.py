@@ -1,0 +1,229 @@
+"""The initrd: the bootloader, Python, cryptsetup and the few drivers that bring up the root; and the image's keys.
+
+Two archives, one after the other, as the kernel allows: a *base* that depends on packages and our source only (cached, and the same on every machine), and a small one with what is the image's own: keys and reference values.
+Files are in ``newc`` format (kernel: ``Documentation/driver-api/early-userspace/buffer-format.rst``), made in memory: no
+key touches a disk.
+"""
+
+from __future__ import annotations
+
+import io
+import py_compile
+import re
+import shutil
+import stat
+import subprocess
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+
+from casemate.image.root import EPOCH, Root, cache_key, guest_files, run
+
+PROGRAMS = (
+    *("usr/bin/python3.11", "usr/sbin/cryptsetup", "usr/sbin/dmsetup", "usr/sbin/mkfs.ext4", "usr/bin/kmod"),
+    *("usr/lib/{triple}/ossl-modules/legacy.so",),
+)
+LINKS = {"usr/sbin/modprobe": "../bin/kmod", "usr/bin/python3": "python3.11", "lib": "usr/lib", "lib64": "usr/lib64"}
+LINKS |= {"bin": "usr/bin", "sbin": "usr/sbin"}
+TRIPLES = {"amd64": "x86_64-linux-gnu", "s390x": "s390x-linux-gnu"}
+DRIVERS = (
+    "virtio_pci",
+    "virtio_ccw",
+    "virtio_blk",
+    "virtio_net",
+    "virtio_rng",
+    "virtio_console",
+    "dm_crypt",
+    "xts",
+    "squashfs",
+)
+DRIVERS += ("aesni_intel", "aes_s390")
+
+TRACE = """
+import sys
+sys.path.insert(0, "/usr/lib/python3/dist-packages")
+import casemate.guest.bootloader, casemate.guest.rootdisk
+import json, base64, socket, subprocess, ctypes, hashlib
+import encodings.idna, encodings.ascii, encodings.latin_1, encodings.utf_16_be
+from casemate import cidata
+from casemate.contract import document, token
+from casemate.attestation import record
+from cryptography.hazmat.primitives.asymmetric import rsa
+from cryptography.hazmat.primitives import serialization
+key = rsa.generate_privatecache_key(65537, 2048)
+pem = key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+public = key.publiccache_key().public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
+text = token.seal(b"x: 1", public)
+assert token.open_token(text, token.load_privatecache_key(pem)).plain == b"x: 1"
+record.sign(record.build("1", [], []), pem)
+document.parse_contract(b"workload: '%s'\\nenv: '%s'\\n" % (text.encode(), text.encode()))
+try:
+    cidata.read_volume(bytes(65536))
+except Exception:
+    pass
+for module in list(sys.modules.values()):
+    path = getattr(module, "__file__", None)
+    if path:
+        print(path)
+"""
+
+
+class Cpio:
+    """Writes a ``newc`` archive into memory; every file is root's and has the same time stamp."""
+
+    def __init__(self) -> None:
+        self._out = io.BytesIO()
+        self._inode = 0
+        self._directories: set[str] = set()
+
+    def _entry(self, name: str, mode: int, content: bytes) -> None:
+        self._inode += 1
+        encoded = name.encode() + b"\0"
+        links = 2 if stat.S_ISDIR(mode) else 1
+        numbers = (self._inode, mode, 0, 0, links, EPOCH, len(content), 0, 0, 0, 0, len(encoded), 0)
+        out = self._out
+        out.write(b"070701" + b"".join(b"%08X" % number for number in numbers) + encoded)
+        out.write(bytes(-out.tell() % 4))
+        out.write(content)
+        out.write(bytes(-out.tell() % 4))
+
+    def _parents(self, name: str) -> None:
+        parent = str(Path(name).parent)
+        if parent != "." and parent not in self._directories:
+            self.directory(parent)
+
+    def directory(self, name: str, mode: int = 0o755) -> None:
+        """Add a directory and those above it."""
+        if name not in self._directories:
+            self._parents(name)
+            self._directories.add(name)
+            self._entry(name, stat.S_IFDIR | mode, b"")
+
+    def file(self, name: str, content: bytes, mode: int = 0o644) -> None:
+        """Add a regular file."""
+        self._parents(name)
+        self._entry(name, stat.S_IFREG | mode, content)
+
+    def link(self, name: str, target: str) -> None:
+        """Add a symbolic link."""
+        self._parents(name)
+        self._entry(name, stat.S_IFLNK | 0o777, target.encode())
+
+    def finish(self) -> bytes:
+        """Return the archive, padded so that another may follow."""
+        self._entry("TRAILER!!!", 0, b"")
+        self._out.write(bytes(-self._out.tell() % 512))
+        return self._out.getvalue()
+
+
+def base(root: Root, arch: str, cache: Path) -> bytes:
+    """Return the base initrd for a root, from the cache where it is there."""
+    ours = list(guest_files())
+    here = Path(__file__).read_bytes()
+    cached = cache / f"initrd-{arch}-{cache_key(root.tree.name, str(here), [(n, d.hex()) for n, d in ours])}.cpio"
+    if not cached.is_file():
+        with tempfile.TemporaryDirectory(prefix="new-", dir=cache) as work:
+            archive = _make(root, arch, ours, Path(work))
+            (Path(work) / "initrd").write_bytes(archive)
+            (Path(work) / "initrd").rename(cached)
+    return cached.read_bytes()
+
+
+def own(image: bytes, keys: dict[str, bytes]) -> bytes:
+    """Return the archive of what is the image's own: ``image.json`` and the private keys."""
+    cpio = Cpio()
+    cpio.file("casemate/image.json", image, 0o400)
+    cpio.directory("casemate/keys", 0o700)
+    for name, content in sorted(keys.items()):
+        cpio.file(f"casemate/keys/{name}", content, 0o600)
+    return cpio.finish()
+
+
+def _make(root: Root, arch: str, ours: list[tuple[str, bytes]], work: Path) -> bytes:
+    tree = work / "root"
+    run(["cp", "-al", str(root.tree), str(tree)])
+    package = tree / "usr/lib/python3/dist-packages/casemate"
+    for name, data in ours:
+        if name.endswith(".py") or name.startswith("contract/"):
+            (package / name).parent.mkdir(parents=True, exist_ok=True)
+            (package / name).write_bytes(data)
+    triple = TRIPLES[arch]
+    programs = [name.format(triple=triple) for name in PROGRAMS]
+    modules = _python_modules(tree)
+    binaries = [*programs, *(name for name in modules if name.endswith(".so"))]
+    cpio = Cpio()
+    for name in ("dev", "proc", "sys", "run", "sysroot", "tmp", "etc", "usr/lib64"):
+        cpio.directory(name)
+    for name, target in LINKS.items():
+        cpio.link(name, target)
+    for name in sorted({*binaries, *_libraries(tree, binaries)}):
+        source = tree / name
+        cpio.file(name, source.read_bytes(), 0o755)
+    for name in modules:
+        if name.endswith(".py"):
+            # Compiled files without their source, where Python looks for them: no checks, no compiling at boot.
+            compiled = work / "compiled.pyc"
+            mode = py_compile.PycInvalidationMode.UNCHECKED_HASH
+            py_compile.compile(
+                str(tree / name), str(compiled), f"/{name}", doraise=True, invalidation_mode=mode, quiet=2
+            )
+            cpio.file(f"{name}c", compiled.read_bytes())
+    for name in ("mke2fs.conf",):
+        cpio.file(f"etc/{name}", (tree / "etc" / name).read_bytes())
+    present = _drivers(cpio, tree, root.release, work)
+    cpio.file("casemate/modules", "\n".join(present).encode())
+    cpio.file("init", b"#!/usr/bin/python3 -IB\nfrom casemate.guest.bootloader import main\nmain()\n", 0o755)
+    return cpio.finish()
+
+
+def _python_modules(tree: Path) -> list[str]:
+    """Return the files of every module that the bootloader uses, found by using it once inside the tree."""
+    done = subprocess.run(
+        ["chroot", str(tree), "/usr/bin/python3", "-IB", "-c", TRACE], capture_output=True, check=False
+    )
+    if done.returncode:
+        raise RuntimeError(f"the bootloader's modules can't be traced: {done.stderr.decode()[-2000:]}")
+    names = {line.lstrip("/") for line in done.stdout.decode().splitlines()}
+    always = ("encodings/__init__.py", "encodings/aliases.py", "encodings/utf_8.py", "site.py", "os.py", "codecs.py")
+    names |= {f"usr/lib/python3.11/{name}" for name in (*always, "io.py", "abc.py", "stat.py", "posixpath.py")}
+    names |= {f"usr/lib/python3.11/{name}" for name in ("genericpath.py", "_collections_abc.py", "_sitebuiltins.py")}
+    return sorted(name for name in names if (tree / name).is_file())
+
+
+def _libraries(tree: Path, binaries: Iterable[str]) -> set[str]:
+    """Return the shared libraries that the binaries need, as ``ldd`` of the tree itself says."""
+    done = subprocess.run(
+        ["chroot", str(tree), "ldd", *(f"/{name}" for name in binaries)], capture_output=True, check=False
+    )
+    found = set(re.findall(r"(?:=> |^\s+)(/\S+) \(0x", done.stdout.decode(), re.MULTILINE))
+    names = set()
+    for path in found:
+        name = path.lstrip("/")
+        names.add(name if name.startswith("usr/") else f"usr/{name}")
+    return names
+
+
+def _drivers(cpio: Cpio, tree: Path, release: str, work: Path) -> list[str]:
+    """Add the kernel modules with all that they depend on, and an index of just these; return the names to load."""
+    modules = tree / "usr/lib/modules" / release
+    paths = {path.name.split(".ko")[0].replace("-", "_"): path for path in modules.rglob("*.ko*")}
+    dependencies = {}
+    for line in (modules / "modules.dep").read_text().splitlines():
+        name, _, needs = line.partition(":")
+        dependencies[name] = needs.split()
+    present = [name for name in DRIVERS if name in paths]
+    wanted: set[str] = set()
+    for driver in present:
+        name = str(paths[driver].relative_to(modules))
+        wanted |= {name, *dependencies[name]}
+    small = work / "small/lib/modules" / release
+    for name in sorted(wanted):
+        (small / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(modules / name, small / name)
+    for name in ("modules.builtin", "modules.builtin.modinfo", "modules.order"):
+        shutil.copyfile(modules / name, small / name)
+    run(["depmod", "-b", str(work / "small"), release])
+    for path in sorted(small.rglob("*")):
+        if path.suffix in (".ko", ".xz", ".zst", ".bin") or path.name == "modules.softdep":
+            cpio.file(f"usr/lib/modules/{release}/{path.relative_to(small)}", path.read_bytes())
+    return present

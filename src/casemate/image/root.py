@@ -1,0 +1,311 @@
+"""The root file system: Debian packages, the guest part of Casemate, and its archive (squashfs).
+
+Two steps, each cached by the hash of what goes in: the tree of packages (``mmdebstrap``), and the archive made of it
+and of ``casemate/guest``. Neither knows a key, so new keys never rebuild them.
+"""
+
+from __future__ import annotations
+
+import compileall
+import hashlib
+import json
+import os
+import py_compile
+import re
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+
+from casemate.errors import CasemateError
+
+RECIPE = "1"
+"""Raised when this module makes another tree from the same list of packages."""
+
+RELEASE = "bookworm"
+EPOCH = 1672531200
+"""Time stamp of every file in the archive, in seconds since 1970: the archive must not depend on the day."""
+
+PACKAGES = (
+    *("systemd", "systemd-sysv", "udev", "kmod"),
+    *("cryptsetup-bin", "dmsetup", "e2fsprogs", "xfsprogs", "btrfs-progs", "fdisk"),
+    *("podman", "crun", "conmon", "iptables", "ca-certificates"),
+    *("rsyslog", "rsyslog-gnutls"),
+    *("python3-minimal", "python3-cryptography", "python3-yaml", "python3-jsonschema"),
+)
+ARCHITECTURE_PACKAGES = {
+    "amd64": ("linux-image-cloud-amd64", "netavark", "aardvark-dns"),
+    "s390x": ("linux-image-s390x", "containernetworking-plugins"),
+}
+
+GUEST_PARTS = ("__init__.py", "errors.py", "messages.py", "secret.py", "cidata.py")
+GUEST_PACKAGES = ("contract", "attestation", "certificates", "luks", "guest")
+
+LEFT_OUT = """
+boot/* dev/* proc/* run/* sys/* tmp/* var/* root/* home/* media/* srv/* initrd.img* vmlinuz* usr/games/* usr/include/*
+etc/apt etc/cron* etc/alternatives.bak etc/kernel etc/logrotate.d etc/machine-id etc/hostname etc/resolv.conf
+usr/share/doc usr/share/man usr/share/info usr/share/locale usr/share/bash-completion usr/share/zsh usr/share/fish
+usr/share/lintian usr/share/perl* usr/share/bug usr/share/common-licenses usr/share/gdb usr/share/menu usr/share/pixmaps
+usr/share/debconf usr/share/dpkg usr/share/doc-base usr/share/initramfs-tools usr/share/keyrings usr/share/i18n
+usr/share/polkit-1 usr/share/tabset usr/share/terminfo usr/share/zoneinfo usr/share/gnupg usr/share/applications
+usr/lib/apt usr/lib/dpkg usr/lib/x86_64-linux-gnu/perl* usr/lib/s390x-linux-gnu/perl* usr/lib/x86_64-linux-gnu/gconv
+usr/lib/s390x-linux-gnu/gconv usr/lib/udev/hwdb.d usr/lib/udev/hwdb.bin usr/lib/gnupg usr/lib/gnupg2 usr/lib/locale
+usr/lib/x86_64-linux-gnu/libperl* usr/lib/s390x-linux-gnu/libperl* usr/lib/initramfs-tools usr/lib/tc
+usr/lib/python3.11/lib2to3 usr/lib/python3.11/pydoc_data usr/lib/python3.11/distutils usr/lib/python3.11/idlelib
+usr/lib/systemd/boot usr/lib/systemd/user usr/lib/systemd/catalog usr/lib/kernel usr/lib/binfmt.d
+usr/bin/perl* usr/bin/apt* usr/bin/dpkg* usr/bin/gpg* usr/bin/dirmngr* usr/bin/debconf* usr/bin/deb-systemd*
+usr/bin/login usr/bin/su usr/bin/passwd usr/bin/chsh usr/bin/chfn usr/bin/newgrp usr/bin/sg usr/bin/gpasswd
+usr/bin/btrfs-* usr/bin/btrfstune usr/bin/systemd-nspawn usr/bin/systemd-run usr/bin/machinectl usr/bin/pinentry*
+usr/bin/loginctl usr/bin/homectl usr/bin/wall usr/bin/write* usr/bin/mesg usr/bin/script* usr/bin/localedef
+usr/sbin/agetty usr/sbin/getty usr/sbin/sulogin usr/sbin/su* usr/sbin/xfs_db usr/sbin/update-* usr/sbin/dpkg-*
+usr/sbin/useradd usr/sbin/userdel usr/sbin/usermod usr/sbin/group* usr/sbin/chpasswd usr/sbin/adduser
+usr/sbin/mkinitramfs usr/sbin/iconvconfig
+"""
+
+MODULES = """
+kernel/arch/x86/crypto kernel/arch/s390 kernel/block kernel/crypto kernel/lib
+kernel/drivers/block/virtio_blk.ko kernel/drivers/block/loop.ko kernel/drivers/char/hw_random
+kernel/drivers/char/virtio_console.ko
+kernel/drivers/crypto/virtio kernel/drivers/md kernel/drivers/net/virtio_net.ko kernel/drivers/net/net_failover.ko
+kernel/drivers/net/veth.ko kernel/drivers/net/tun.ko kernel/drivers/virtio kernel/drivers/s390
+kernel/fs/btrfs kernel/fs/xfs kernel/fs/squashfs kernel/fs/overlayfs kernel/fs/fuse kernel/fs/ext4 kernel/fs/nls
+kernel/net/802 kernel/net/8021q kernel/net/bridge kernel/net/core kernel/net/ipv4 kernel/net/ipv6 kernel/net/llc
+kernel/net/netfilter kernel/net/core
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Root:
+    """A built root: the tree of packages, the archive made of it, what is in it."""
+
+    tree: Path
+    archive: Path
+    sha256: str
+    size: int
+    packages: str
+    kernel: Path
+    release: str
+
+
+class BuildError(CasemateError):
+    """A step of the build failed; the message has the last lines of what the tool said."""
+
+    id = "IMAGE-BUILD"
+
+
+def run(command: list[str], **environment: str) -> None:
+    """Run a build tool; raise :class:`BuildError` with the end of its output where it fails."""
+    env = {"PATH": os.environ["PATH"], "LC_ALL": "C.UTF-8", "SOURCE_DATE_EPOCH": str(EPOCH), **environment}
+    env |= {name: value for name, value in os.environ.items() if name.lower().endswith("_proxy")}
+    try:
+        done = subprocess.run(
+            command, env=env, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False
+        )
+    except FileNotFoundError:
+        raise BuildError(
+            f"{command[0]} is not installed", "casemate doctor --install installs what is missing"
+        ) from None
+    if done.returncode:
+        tail = "\n  ".join(done.stdout.decode(errors="replace").strip().splitlines()[-8:])
+        raise BuildError(
+            f"{command[0]} ended with {done.returncode}:\n  {tail}", "casemate doctor tells what is missing"
+        )
+
+
+def packages_of(arch: str) -> tuple[str, ...]:
+    """Return the Debian packages that the root is made of, sorted."""
+    return tuple(sorted({*PACKAGES, *ARCHITECTURE_PACKAGES[arch]}))
+
+
+def cache_key(*parts: object) -> str:
+    """Return a short name for what goes into a build step."""
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def guest_files() -> Iterable[tuple[str, bytes]]:
+    """Yield name and content of every file of ours that goes into the guest."""
+    package = Path(str(files("casemate")))
+    for part in GUEST_PARTS:
+        yield part, (package / part).read_bytes()
+    for name in GUEST_PACKAGES:
+        for path in sorted((package / name).rglob("*")):
+            if path.is_file() and "__pycache__" not in path.parts:
+                yield str(path.relative_to(package)), path.read_bytes()
+
+
+def build_tree(arch: str, cache: Path) -> Path:
+    """Return the tree of packages for ``arch``, made where the cache has none."""
+    tree = cache / f"tree-{arch}-{cache_key(RECIPE, RELEASE, arch, packages_of(arch))}"
+    if tree.is_dir():
+        return tree
+    cache.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="new-", dir=cache) as work:
+        new = Path(work) / "root"
+        run(
+            [
+                *("mmdebstrap", "--quiet", "--mode=root", "--variant=essential", f"--architectures={arch}"),
+                *("--aptopt=Apt::Install-Recommends false", "--aptopt=Acquire::Languages none"),
+                # What would start, index or compile at the end of an installation is of no use in an image.
+                "--dpkgopt=path-exclude=/usr/share/man/*",
+                "--dpkgopt=path-exclude=/usr/share/locale/*",
+                "--dpkgopt=path-exclude=/usr/share/doc/*",
+                "--essential-hook=mkdir -p $1/etc/initramfs-tools/conf.d",
+                f"--include={','.join(packages_of(arch))}",
+                *(RELEASE, str(new)),
+            ]
+        )
+        new.rename(tree)
+    return tree
+
+
+def build_root(arch: str, cache: Path, progress: Callable[[str], None] = lambda step: None) -> Root:
+    """Build, or take from the cache, the root for ``arch``."""
+    progress("packages")
+    tree = build_tree(arch, cache)
+    release = next((tree / "usr/lib/modules").iterdir()).name
+    ours = list(guest_files())
+    key = cache_key(tree.name, LEFT_OUT, MODULES, [(name, hashlib.sha256(data).hexdigest()) for name, data in ours])
+    archive = cache / f"root-{arch}-{key}.squashfs"
+    listing = cache / f"root-{arch}-{key}.txt"
+    if not (archive.is_file() and listing.is_file()):
+        progress("root archive")
+        listing.write_text(_package_list(tree))
+        with tempfile.TemporaryDirectory(prefix="new-", dir=cache) as work:
+            _make_archive(tree, release, ours, Path(work), archive)
+    with archive.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return Root(
+        tree, archive, digest, archive.stat().st_size, listing.read_text(), tree / f"boot/vmlinuz-{release}", release
+    )
+
+
+def _package_list(tree: Path) -> str:
+    done = subprocess.run(
+        ["dpkg-query", f"--admindir={tree}/var/lib/dpkg", "-W", "-f", "${Package} ${Version} ${Architecture}\n"],
+        capture_output=True,
+        check=True,
+    )
+    return "".join(sorted(done.stdout.decode().splitlines(keepends=True)))
+
+
+def _make_archive(tree: Path, release: str, ours: list[tuple[str, bytes]], work: Path, archive: Path) -> None:
+    root = work / "root"
+    run(["cp", "-al", str(tree), str(root)])
+    for pattern in LEFT_OUT.split():
+        for path in root.glob(pattern):
+            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+    keep_modules(root / "usr/lib/modules" / release)
+    package = root / "usr/lib/python3/dist-packages/casemate"
+    install_guest(package, ours)
+    _install_files(package / "guest/files", root)
+    shutil.rmtree(package / "guest/files")
+    units = root / "usr/lib/systemd/system"
+    for unit in sorted((package / "guest/units").glob("*.*")):
+        if unit.suffix in (".service", ".target", ".socket", ".timer"):
+            shutil.copyfile(unit, units / unit.name)
+    shutil.rmtree(package / "guest/units", ignore_errors=True)
+    configure(root)
+    run(["depmod", "-b", str(root), release])
+    new = work / "root.squashfs"
+    run(
+        [
+            *("mksquashfs", str(root), str(new), "-noappend", "-no-progress", "-quiet", "-no-xattrs", "-no-exports"),
+            *("-comp", "zstd", "-Xcompression-level", "15", "-b", "131072"),
+            # Time stamps come from SOURCE_DATE_EPOCH, see run().
+        ]
+    )
+    new.rename(archive)
+
+
+def keep_modules(modules: Path) -> None:
+    """Remove the kernel modules that no guest uses."""
+    keep = MODULES.split()
+    for path in sorted(modules.rglob("*.ko*")):
+        relative = str(path.relative_to(modules))
+        if not any(relative == entry or relative.startswith(f"{entry}/") for entry in keep):
+            path.unlink()
+
+
+def install_guest(package: Path, ours: list[tuple[str, bytes]]) -> None:
+    """Write the guest part of the package, byte-compiled: emulated processors compile slowly, the root is read-only."""
+    for name, data in ours:
+        path = package / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+    compileall.compile_dir(
+        package,
+        quiet=1,
+        stripdir=str(package.parents[3]),
+        invalidation_mode=py_compile.PycInvalidationMode.UNCHECKED_HASH,
+    )
+
+
+def _install_files(source: Path, root: Path) -> None:
+    for path in sorted(source.rglob("*")):
+        target = root / path.relative_to(source)
+        if path.is_dir():
+            target.mkdir(parents=True, exist_ok=True)
+        else:
+            write(target, path.read_bytes())
+
+
+def write(path: Path, content: bytes, mode: int = 0o644) -> None:
+    """Replace a file of the tree (never in place: the tree shares its files with the cache)."""
+    path.unlink(missing_ok=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content)
+    path.chmod(mode)
+
+
+WANTED = (
+    *("systemd-journald.service", "systemd-journald.socket", "systemd-journald-dev-log.socket"),
+    *("systemd-udevd.service", "systemd-udevd-kernel.socket", "systemd-udevd-control.socket"),
+    *("systemd-udev-trigger.service", "systemd-networkd.service", "systemd-networkd.socket"),
+    *("systemd-sysctl.service", "systemd-tmpfiles-setup.service", "tmp.mount"),
+    *("systemd-poweroff.service", "systemd-reboot.service", "systemd-halt.service", "systemd-exit.service"),
+)
+"""The units of Debian's packages that may run. All other services, timers and sockets are masked."""
+
+
+def configure(root: Path) -> None:
+    """Turn a Debian tree into one that starts the layer and nothing else."""
+    units = root / "usr/lib/systemd/system"
+    ours = {path.name for path in units.glob("hpl-*")} | {"hyperprotect.target"}
+    etc = root / "etc/systemd/system"
+    shutil.rmtree(etc)
+    etc.mkdir()
+    kinds = (".service", ".timer", ".socket", ".path", ".mount", ".automount", ".swap")
+    for unit in sorted(units.iterdir()):
+        if unit.suffix in kinds and unit.name not in ours and unit.name not in WANTED:
+            (etc / unit.name).symlink_to("/dev/null")
+    for directory in sorted(units.glob("*.wants")):
+        for link in sorted(directory.iterdir()):
+            if link.suffix in (".service", ".socket", ".mount", ".timer", ".path") and link.name not in WANTED:
+                link.unlink()
+    (etc / "default.target").symlink_to("/usr/lib/systemd/system/hyperprotect.target")
+    (etc / "ctrl-alt-del.target").symlink_to("/dev/null")
+    for target, unit in (("sysinit.target", "systemd-networkd.service"), ("local-fs.target", "tmp.mount")):
+        wants = etc / f"{target}.wants"
+        wants.mkdir()
+        (wants / unit).symlink_to(f"/usr/lib/systemd/system/{unit}")
+    shutil.copyfile(root / "usr/share/systemd/tmp.mount", units / "tmp.mount")
+    trigger = units / "systemd-udev-trigger.service"
+    # Only what the network needs: the disks and the console were found by the bootloader.
+    command = b"ExecStart=udevadm trigger --subsystem-match=net --action=add"
+    write(trigger, re.sub(rb"(?m)^ExecStart=.*$", command, trigger.read_bytes()))
+    write(root / "etc/machine-id", b"")
+    write(root / "etc/fstab", b"")
+    write(root / "etc/shadow", b"", 0o600)
+    (root / "etc/resolv.conf").unlink(missing_ok=True)
+    (root / "etc/resolv.conf").symlink_to("/run/casemate-public/resolv.conf")
+    (root / "etc/mtab").unlink(missing_ok=True)
+    (root / "etc/mtab").symlink_to("/proc/self/mounts")
+    write(root / "etc/hosts", b"127.0.0.1 localhost\n")
+    mounts = root / "mnt"
+    shutil.rmtree(mounts)
+    mounts.symlink_to("var/mnt")
+    for name in ("dev", "proc", "run", "sys", "tmp", "var"):
+        (root / name).mkdir(exist_ok=True)
