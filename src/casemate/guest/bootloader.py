@@ -37,10 +37,6 @@ BAKED = Path("/casemate")
 ROOT = "/sysroot"
 ARCHIVE_SERIAL, ROOT_SERIAL = "casemate-archive", "casemate-root"
 RECORD_PORT = "casemate.record"
-MODULES = (
-    *("virtio_pci", "virtio_ccw", "virtio_blk", "virtio_net", "virtio_rng", "virtio_console"),
-    *("dm_crypt", "xts", "aesni_intel", "aes_s390", "squashfs"),
-)
 LEAST_MEMORY_MIB = 900
 CIDATA_LIMIT = 16 << 20
 PROBE = 64 << 10
@@ -297,8 +293,7 @@ def prepare() -> None:
         kernel.mount(kind, target, kind, quiet)
     kernel.mount("devtmpfs", "/dev", "devtmpfs", kernel.MS_NOSUID, "mode=0755")
     kernel.mount("tmpfs", "/run", "tmpfs", kernel.MS_NOSUID | kernel.MS_NODEV, "mode=0755,size=20%")
-    here = [name for name in MODULES if name in (BAKED / "modules").read_text().split()]
-    kernel.run("modprobe", "-a", *here)
+    kernel.run("modprobe", "-a", *(BAKED / "drivers").read_text().split())
 
 
 def boot() -> None:

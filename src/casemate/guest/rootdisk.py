@@ -54,7 +54,8 @@ class RootDisk:
             stdin=passphrase,
         )
         del passphrase
-        sectors = int(Path(f"/sys/class/block/{Path(f'/dev/mapper/{MAPPING}').resolve().name}/size").read_text())
+        with Path(f"/dev/mapper/{MAPPING}").open("rb") as mapped:
+            sectors = mapped.seek(0, os.SEEK_END) // 512
         system = -(-self._size // CHUNK) * (CHUNK // 512)
         for name, start, length in ((SYSTEM, 0, system), (STATE, system, sectors - system)):
             table = f"0 {length} linear /dev/mapper/{MAPPING} {start}\n"

@@ -1,8 +1,10 @@
 """The initrd: the bootloader, Python, cryptsetup and the few drivers that bring up the root; and the image's keys.
 
-Two archives, one after the other, as the kernel allows: a *base* that depends on packages and our source only (cached, and the same on every machine), and a small one with what is the image's own: keys and reference values.
-Files are in ``newc`` format (kernel: ``Documentation/driver-api/early-userspace/buffer-format.rst``), made in memory: no
-key touches a disk.
+Two archives, one after the other, as the kernel allows: a *base* that depends on packages and our source only (cached,
+the same on every machine), and a small one with what is the image's own: keys and reference values.
+
+Both are ``newc`` archives (kernel: ``Documentation/driver-api/early-userspace/buffer-format.rst``), made in memory:
+no key touches a disk.
 """
 
 from __future__ import annotations
@@ -19,25 +21,20 @@ from pathlib import Path
 
 from casemate.image.root import EPOCH, Root, cache_key, guest_files, run
 
-PROGRAMS = (
+PROGRAMS: tuple[str, ...] = (
     *("usr/bin/python3.11", "usr/sbin/cryptsetup", "usr/sbin/dmsetup", "usr/sbin/mkfs.ext4", "usr/bin/kmod"),
     *("usr/lib/{triple}/ossl-modules/legacy.so",),
 )
-LINKS = {"usr/sbin/modprobe": "../bin/kmod", "usr/bin/python3": "python3.11", "lib": "usr/lib", "lib64": "usr/lib64"}
-LINKS |= {"bin": "usr/bin", "sbin": "usr/sbin"}
+LINKS = {
+    **{"usr/sbin/modprobe": "../bin/kmod", "usr/bin/python3": "python3.11"},
+    **{"bin": "usr/bin", "lib": "usr/lib", "lib64": "usr/lib64", "sbin": "usr/sbin"},
+}
 TRIPLES = {"amd64": "x86_64-linux-gnu", "s390x": "s390x-linux-gnu"}
 DRIVERS = (
-    "virtio_pci",
-    "virtio_ccw",
-    "virtio_blk",
-    "virtio_net",
-    "virtio_rng",
-    "virtio_console",
-    "dm_crypt",
-    "xts",
-    "squashfs",
+    *("virtio_pci", "virtio_ccw", "virtio_blk", "virtio_net", "virtio_rng", "virtio_console"),
+    *("dm_crypt", "xts", "aesni_intel", "aes_s390", "squashfs"),
 )
-DRIVERS += ("aesni_intel", "aes_s390")
+"""Loaded by the bootloader where the architecture has them."""
 
 TRACE = """
 import sys
@@ -171,7 +168,7 @@ def _make(root: Root, arch: str, ours: list[tuple[str, bytes]], work: Path) -> b
     for name in ("mke2fs.conf",):
         cpio.file(f"etc/{name}", (tree / "etc" / name).read_bytes())
     present = _drivers(cpio, tree, root.release, work)
-    cpio.file("casemate/modules", "\n".join(present).encode())
+    cpio.file("casemate/drivers", "\n".join(present).encode())
     cpio.file("init", b"#!/usr/bin/python3 -IB\nfrom casemate.guest.bootloader import main\nmain()\n", 0o755)
     return cpio.finish()
 

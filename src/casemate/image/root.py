@@ -55,7 +55,8 @@ usr/lib/apt usr/lib/dpkg usr/lib/x86_64-linux-gnu/perl* usr/lib/s390x-linux-gnu/
 usr/lib/s390x-linux-gnu/gconv usr/lib/udev/hwdb.d usr/lib/udev/hwdb.bin usr/lib/gnupg usr/lib/gnupg2 usr/lib/locale
 usr/lib/x86_64-linux-gnu/libperl* usr/lib/s390x-linux-gnu/libperl* usr/lib/initramfs-tools usr/lib/tc
 usr/lib/python3.11/lib2to3 usr/lib/python3.11/pydoc_data usr/lib/python3.11/distutils usr/lib/python3.11/idlelib
-usr/lib/systemd/boot usr/lib/systemd/user usr/lib/systemd/catalog usr/lib/kernel usr/lib/binfmt.d
+usr/lib/systemd/boot usr/lib/systemd/user usr/lib/systemd/catalog usr/lib/systemd/system-generators usr/lib/kernel
+usr/lib/binfmt.d usr/lib/tmpfiles.d/*
 usr/bin/perl* usr/bin/apt* usr/bin/dpkg* usr/bin/gpg* usr/bin/dirmngr* usr/bin/debconf* usr/bin/deb-systemd*
 usr/bin/login usr/bin/su usr/bin/passwd usr/bin/chsh usr/bin/chfn usr/bin/newgrp usr/bin/sg usr/bin/gpasswd
 usr/bin/btrfs-* usr/bin/btrfstune usr/bin/systemd-nspawn usr/bin/systemd-run usr/bin/machinectl usr/bin/pinentry*
@@ -287,10 +288,10 @@ def configure(root: Path) -> None:
                 link.unlink()
     (etc / "default.target").symlink_to("/usr/lib/systemd/system/hyperprotect.target")
     (etc / "ctrl-alt-del.target").symlink_to("/dev/null")
-    for target, unit in (("sysinit.target", "systemd-networkd.service"), ("local-fs.target", "tmp.mount")):
+    for target, wanted in (("sysinit.target", "systemd-networkd.service"), ("local-fs.target", "tmp.mount")):
         wants = etc / f"{target}.wants"
         wants.mkdir()
-        (wants / unit).symlink_to(f"/usr/lib/systemd/system/{unit}")
+        (wants / wanted).symlink_to(f"/usr/lib/systemd/system/{wanted}")
     shutil.copyfile(root / "usr/share/systemd/tmp.mount", units / "tmp.mount")
     trigger = units / "systemd-udev-trigger.service"
     # Only what the network needs: the disks and the console were found by the bootloader.
