@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "LARGEST_PLAIN", "LARGEST_TOKEN", "PREFIXES", "KeyFileError", "Opened", "TokenError",
-    "is_token", "load_private_key", "load_public_key", "open_token", "seal",
+    "has_form", "is_token", "load_private_key", "load_public_key", "open_token", "seal",
 ]  # fmt: skip
 
 PREFIXES = ("hyper-protect-basic", "contract-basic")
@@ -59,6 +59,16 @@ class Opened:
 def is_token(text: str) -> bool:
     """Whether a text claims to be a token. It may still be a damaged one: that is an error, not plain text."""
     return text.startswith(tuple(f"{prefix}." for prefix in PREFIXES))
+
+
+def has_form(text: str, key_size: int | None = None) -> bool:
+    """Whether a token is whole, as far as can be seen without the key; ``key_size`` in bits, where it is known."""
+    try:
+        wrapped = _decode(text.split(".")[1])
+        _split(text, len(wrapped) if key_size is None else (key_size + 7) // 8)
+    except (ValueError, IndexError):
+        return False
+    return True
 
 
 def seal(plain: bytes, public_key: bytes | RSAPublicKey, prefix: str = PREFIXES[0]) -> str:

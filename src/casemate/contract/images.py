@@ -1,0 +1,171 @@
+"""Image references, and where the files of a workload name them.
+
+    parse_reference("postgres@sha256:…").canonical    # "docker.io/library/postgres@sha256:…"
+    compose_images(compose_file, {"REGISTRY": "r.example.com"})   # {"db": Reference(...)}
+
+Of compose's interpolation these forms are understood, as its specification has them: ``$VAR``, ``${VAR}``,
+``${VAR:-default}``, ``${VAR-default}``, ``${VAR:?text}``, ``${VAR?text}``, and ``$$`` for a dollar. Anything else
+after a dollar, nested forms included, is an error: a guess here would admit an image that nobody named.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from casemate.contract.document import parse
+from casemate.contract.errors import DocumentError, ImageError
+
+DEFAULT_REGISTRY = "docker.io"
+DEFAULT_AUTHS_KEY = "https://index.docker.io/v1/"
+
+_PATH = r"[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*"
+_LABEL = r"[a-zA-Z0-9][a-zA-Z0-9-]{0,62}"
+_HOST = rf"(?:{_LABEL}(?:\.{_LABEL})*|\[[0-9a-fA-F:]{{2,39}}\])(?::[0-9]{{1,5}})?"
+_TAG, _DIGEST = r"\w[\w.-]{0,127}", r"sha256:[0-9a-f]{64}"
+_REFERENCE = re.compile(
+    rf"(?:(?P<host>{_HOST})/)?(?P<path>{_PATH}(?:/{_PATH})*)(?::(?P<tag>{_TAG}))?(?:@(?P<digest>{_DIGEST}))?", re.ASCII
+)
+_VARIABLE = re.compile(
+    r"\$(?:(?P<dollar>\$)|(?P<name>[A-Za-z_][A-Za-z0-9_]*)"
+    r"|\{(?P<braced>[A-Za-z_][A-Za-z0-9_]*)(?:(?P<how>:?[-?])(?P<rest>[^${}]*))?\})"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Reference:
+    """An image reference in full: the registry (with port), the path there, a tag or digest (or both)."""
+
+    registry: str
+    path: str
+    tag: str | None = None
+    digest: str | None = None
+
+    @property
+    def name(self) -> str:
+        """``registry/path``, as the contract's ``images`` name it."""
+        return f"{self.registry}/{self.path}"
+
+    @property
+    def canonical(self) -> str:
+        """The whole reference; a tag beside a digest says nothing and is left out."""
+        if self.digest:
+            return f"{self.name}@{self.digest}"
+        return f"{self.name}:{self.tag or 'latest'}"
+
+    @property
+    def auths_keys(self) -> tuple[str, ...]:
+        """The keys under which ``auths`` may have this registry's login."""
+        if self.registry == DEFAULT_REGISTRY:
+            return (DEFAULT_AUTHS_KEY, DEFAULT_REGISTRY, "index.docker.io")
+        return (self.registry, f"https://{self.registry}")
+
+
+def parse_reference(text: str) -> Reference:
+    """Parse an image reference. Raises :class:`ImageError`."""
+    match = _REFERENCE.fullmatch(text) if len(text) <= 512 else None
+    if not match:
+        raise ImageError(
+            "not an image reference", "write registry/path@sha256:…; a digest has 64 hex digits, a path small letters"
+        )
+    host, path = match["host"], match["path"]
+    if host and not ("." in host or ":" in host or host == "localhost"):
+        host, path = None, f"{host}/{path}"
+        if path != path.lower():
+            raise ImageError("not an image reference", "the path of an image has small letters only")
+    if host in (None, "index.docker.io", "registry-1.docker.io", DEFAULT_REGISTRY):
+        host = DEFAULT_REGISTRY
+        path = path if "/" in path else f"library/{path}"
+    return Reference(host, path, match["tag"], match["digest"])
+
+
+def interpolate(text: str, env: Mapping[str, str]) -> str:
+    """Replace the variables of a compose file's value. Raises :class:`ImageError`: unset, or a form not understood."""
+    parts, position = [], 0
+    while (dollar := text.find("$", position)) >= 0:
+        match = _VARIABLE.match(text, dollar)
+        if not match:
+            raise ImageError(
+                "a variable in a form that is not understood", "use $VAR, ${VAR}, ${VAR:-default}, ${VAR:?text} or $$"
+            )
+        parts += [text[position:dollar], "$" if match["dollar"] else _value(match, env)]
+        position = match.end()
+    return "".join(parts) + text[position:]
+
+
+def variables(text: str) -> dict[str, bool]:
+    """The names that a text's ``$VAR`` and ``${VAR}`` refer to; true for those that have no default."""
+    names: dict[str, bool] = {}
+    for match in _VARIABLE.finditer(text):
+        if name := match["name"] or match["braced"]:
+            names[name] = names.get(name, False) or not (match["how"] or "").endswith("-")
+    return names
+
+
+def _value(match: re.Match[str], env: Mapping[str, str]) -> str:
+    name, how = match["name"] or match["braced"], match["how"] or ""
+    value = env.get(name)
+    if value is not None and not (how.startswith(":") and value == ""):
+        return value
+    if how.endswith("-"):
+        return match["rest"]
+    raise ImageError(f"the variable {name} is not set", "give it under env of either section")
+
+
+def read_compose(data: bytes) -> dict[str, Any]:
+    """Parse a compose file; anchors and merge keys are allowed, within bounds. Raises :class:`ImageError`."""
+    try:
+        document = parse(data, aliases=True)
+    except DocumentError as error:
+        raise ImageError(error.cause, error.cure, error.where) from None
+    if not isinstance(document, dict) or not isinstance(document.get("services"), dict) or not document["services"]:
+        raise ImageError("no services", "a compose file has `services:`", where="services")
+    if "include" in document:
+        raise ImageError("includes other files", "write all services into the one compose file", where="include")
+    return document
+
+
+def compose_images(document: Mapping[str, Any], env: Mapping[str, str]) -> dict[str, Reference | ImageError]:
+    """Return the image of each service of a parsed compose file, or what is wrong with it."""
+    found: dict[str, Reference | ImageError] = {}
+    for name, service in document["services"].items():
+        where = f"services.{name}"
+        try:
+            if not isinstance(service, dict):
+                raise ImageError("is not a mapping", where=where)
+            if "build" in service:
+                raise ImageError("builds an image", "images come from registries: remove `build:`", f"{where}.build")
+            if "extends" in service:
+                raise ImageError("extends a service", "write the service in full", f"{where}.extends")
+            if not isinstance(service.get("image"), str):
+                raise ImageError("has no image", "give `image: registry/path@sha256:…`", where)
+            where = f"{where}.image"
+            found[name] = parse_reference(interpolate(service["image"], env))
+        except ImageError as error:
+            found[name] = ImageError(error.cause, error.cure, error.where or where)
+    return found
+
+
+def pod_images(document: Mapping[str, Any]) -> Iterator[tuple[str, Reference | ImageError]]:
+    """Give place and image of every container of a Kubernetes ``Pod``, or what is wrong with it."""
+    spec = document.get("spec")
+    if not isinstance(spec, dict):
+        yield "spec", ImageError("a Pod has no spec")
+        return
+    for kind in ("initContainers", "containers", "ephemeralContainers"):
+        containers = spec.get(kind, [])
+        if not isinstance(containers, list):
+            yield f"spec.{kind}", ImageError("is not a list")
+            continue
+        for number, container in enumerate(containers):
+            place = f"spec.{kind}[{number}].image"
+            image = container.get("image") if isinstance(container, dict) else None
+            if not isinstance(image, str):
+                yield place, ImageError("has no image", "give `image: registry/path@sha256:…`")
+                continue
+            try:
+                yield place, parse_reference(image)
+            except ImageError as error:
+                yield place, error
