@@ -146,7 +146,7 @@ def open_contract(user_data: bytes, key_pem: bytes) -> Opened:
         except CasemateError:
             raise Stop("HPL11007E", f"{name} can't be opened: damaged, or sealed for another image") from None
         tokens += 1
-    return Opened(sealed, plain, contract.signature, tokens)
+    return Opened(sealed, plain, contract.envworkload_signature, tokens)
 
 
 # ---------------------------------------------------------------------------------------------- record

@@ -47,11 +47,11 @@ from casemate.contract import document, token
 from casemate.attestation import record
 from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.hazmat.primitives import serialization
-key = rsa.generate_privatecache_key(65537, 2048)
+key = rsa.generate_private_key(65537, 2048)
 pem = key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
-public = key.publiccache_key().public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
+public = key.public_key().public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
 text = token.seal(b"x: 1", public)
-assert token.open_token(text, token.load_privatecache_key(pem)).plain == b"x: 1"
+assert token.open_token(text, token.load_private_key(pem)).plain == b"x: 1"
 record.sign(record.build("1", [], []), pem)
 document.parse_contract(b"workload: '%s'\\nenv: '%s'\\n" % (text.encode(), text.encode()))
 try:

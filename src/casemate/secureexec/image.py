@@ -1,0 +1,330 @@
+"""Packs and opens Secure Execution images, streaming: memory stays flat whatever their size.
+
+    packed = pack(out, kernel=file, cmdline=b"console=…", initrd=file, hosts=[hostkey.load(document)])
+    opened = open_image(file, host_private_key, sink=lambda name, size: open_somewhere())
+
+The file is what a machine loads at address 0:
+
+    0x0       short PSW that starts stage3a          0x13000   IPIB
+    0x10000   stage3a, the loader in the clear        0x14000   header, then the components on page boundaries:
+                                                                kernel, command line, initrd, stage3b
+
+Components are encrypted page by page with AES-256-XTS; the tweak of a page is its component's prefix (u64) and the offset
+within the component (u64). Three digests in the header cover every page, every address and every tweak.
+
+``open_image`` reads every byte of the file once and in order, hashes and decrypts the same memory, and returns only when
+the header's tag, the three digests and the page count have held; until then the caller must use nothing of what its
+sinks were given. stage3a and stage3b are code for IBM Z. Without them an image is for the software ultravisor, which
+doesn't run them: then both places hold a PSW that waits, disabled.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import secrets
+import struct
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import BinaryIO
+
+from cryptography.hazmat.primitives.asymmetric.ec import SECP521R1, EllipticCurvePrivateKey, generate_private_key
+from cryptography.hazmat.primitives.ciphers import Cipher, CipherContext
+from cryptography.hazmat.primitives.ciphers.algorithms import AES
+from cryptography.hazmat.primitives.ciphers.modes import XTS
+
+from casemate.secureexec import header as headers
+from casemate.secureexec.errors import ImageError
+from casemate.secureexec.header import PAGE, Component, Header, Secrets
+from casemate.secureexec.hostkey import HostKey, coordinates, make_slot
+
+STAGE3A, STAGE3A_ENTRY, IPIB, HEADER, COMPONENTS = 0x10000, 0x11000, 0x13000, 0x14000, 0x16000
+NAMES = ("kernel", "cmdline", "initrd", "stage3b")
+WITHOUT_INITRD = ("kernel", "cmdline", "stage3b")
+LARGEST_CMDLINE = 4096
+LARGEST_IMAGE = 8 << 30
+CHUNK = 1 << 20
+DISABLED_WAIT = struct.pack(">QQ", 0x0002000180000000, 0x0000000000000CA5)
+_ARGUMENTS = struct.Struct(">6QQQ")
+_STAGE3A_ARGUMENTS = struct.Struct(">QQQ")
+_KERNEL_PSW = (0x180000000, 0x10000)
+
+Source = bytes | BinaryIO
+Progress = Callable[[int], None]
+Sink = Callable[[str, int], BinaryIO]
+
+
+@dataclass(frozen=True, slots=True)
+class Packed:
+    """What was written: its size, the three digests and the tag that an attestation names it by."""
+
+    size: int
+    pld: bytes
+    ald: bytes
+    tld: bytes
+    tag: bytes
+    components: tuple[Component, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Contents:
+    """A verified image: exact sizes by component name, the components' places, what the encrypted area held."""
+
+    sizes: dict[str, int]
+    components: tuple[Component, ...]
+    header: Header
+    secrets: Secrets = field(repr=False)
+
+
+class _Digests:
+    """PLD, ALD and TLD, the first on a thread of its own: hashing is the limit of it all."""
+
+    def __init__(self) -> None:
+        self._pld, self._ald, self._tld = hashlib.sha512(), hashlib.sha512(), hashlib.sha512()
+        self.pages = 0
+        self._pool = ThreadPoolExecutor(1)
+        self._pending: Future[None] | None = None
+
+    def add(self, component: Component, offset: int, data: bytes) -> None:
+        pages = range(offset, offset + len(data), PAGE)
+        self._ald.update(b"".join((component.address + page).to_bytes(8, "big") for page in pages))
+        prefix = component.tweak_prefix.to_bytes(8, "big")
+        self._tld.update(b"".join(prefix + page.to_bytes(8, "big") for page in pages))
+        self.pages += len(pages)
+        if self._pending:
+            self._pending.result()
+        self._pending = self._pool.submit(self._pld.update, data)
+
+    def finish(self) -> tuple[bytes, bytes, bytes]:
+        self._pool.shutdown()
+        return self._pld.digest(), self._ald.digest(), self._tld.digest()
+
+
+def _xts(key: bytes, component: Component, offset: int, data: bytes, *, encrypt: bool) -> bytes:
+    """Encrypt or decrypt whole pages; each has a tweak, and so a cipher, of its own."""
+    algorithm = AES(key)
+    prefix = component.tweak_prefix.to_bytes(8, "big")
+    out = bytearray(len(data) + PAGE)
+    source, target = memoryview(data), memoryview(out)
+    for start in range(0, len(data), PAGE):
+        cipher = Cipher(algorithm, XTS(prefix + (offset + start).to_bytes(8, "big")))
+        context: CipherContext = cipher.encryptor() if encrypt else cipher.decryptor()
+        context.update_into(source[start : start + PAGE], target[start:])
+    return bytes(target[: len(data)])
+
+
+def _pages(source: Source) -> Iterator[tuple[bytes, int]]:
+    """Yield whole pages, the last filled with zeros, and how many bytes of each part were really there."""
+    file = io.BytesIO(source) if isinstance(source, bytes) else source
+    while data := _read_up_to(file, CHUNK):
+        yield data.ljust(-(-len(data) // PAGE) * PAGE, b"\0"), len(data)
+        if len(data) < CHUNK:
+            return
+
+
+def _read_up_to(file: BinaryIO, size: int) -> bytes:
+    """Read ``size`` bytes, fewer only at the end: pipes give less at a time."""
+    parts, left = [], size
+    while left and (part := file.read(left)):
+        parts.append(part)
+        left -= len(part)
+    return b"".join(parts)
+
+
+def pack(
+    out: BinaryIO,
+    *,
+    kernel: Source,
+    cmdline: bytes,
+    initrd: Source | None,
+    hosts: Sequence[HostKey],
+    stage3a: bytes | None = None,
+    stage3b: bytes | None = None,
+    progress: Progress | None = None,
+) -> Packed:
+    """Write an image to ``out``, a file that can seek. ``progress`` is told how many bytes were packed so far.
+
+    Raises :class:`ImageError`: no host or too many, a component of a size that can't be.
+    """
+    header_length = headers.header_size(len(hosts))
+    if len(cmdline) >= LARGEST_CMDLINE or b"\0" in cmdline:
+        raise ImageError(f"the command line must be shorter than {LARGEST_CMDLINE} bytes, without NUL")
+    if len(stage3a or b"") > IPIB - STAGE3A:
+        raise ImageError("stage3a is too large")
+    customer = generate_private_key(SECP521R1())
+    header_key, component_key = secrets.token_bytes(32), secrets.token_bytes(64)
+    digests = _Digests()
+    placed: list[Component] = []
+    sizes: list[int] = []
+    address = COMPONENTS
+    parts: list[Source] = [kernel, cmdline + b"\0", *([initrd] if initrd is not None else [])]
+
+    def place(source: Source) -> None:
+        nonlocal address
+        prefix = len(placed).to_bytes(2, "big") + secrets.token_bytes(6)
+        component = Component(int.from_bytes(prefix, "big"), address, 0)
+        size = 0
+        out.seek(address)
+        for pages, length in _pages(source):
+            data = _xts(component_key, component, size, pages, encrypt=True)
+            digests.add(component, size, data)
+            out.write(data)
+            size += length
+            if address + size > LARGEST_IMAGE:
+                raise ImageError("the image would be larger than 8 GiB")
+            if progress:
+                progress(address + size - COMPONENTS)
+        if not size:
+            raise ImageError(f"the {NAMES[len(placed)]} is empty")
+        padded = -(-size // PAGE) * PAGE
+        placed.append(Component(component.tweak_prefix, address, padded))
+        sizes.append(size)
+        address += padded
+
+    for part in parts:
+        place(part)
+    blobs = [(component.address, size) for component, size in zip(placed, sizes, strict=True)]
+    if initrd is None:
+        blobs.append((0, 0))
+    arguments = _ARGUMENTS.pack(*(number for blob in blobs for number in blob), *_KERNEL_PSW)
+    loader = stage3b[: -_ARGUMENTS.size] if stage3b else DISABLED_WAIT
+    entry = address
+    place(loader + arguments)
+
+    pld, ald, tld = digests.finish()
+    header = headers.build(
+        iv=secrets.token_bytes(12),
+        pages=digests.pages,
+        digests=(pld, ald, tld),
+        slots=[make_slot(host, customer, header_key) for host in hosts],
+        customer_key=coordinates(customer.public_key()),
+        header_key=header_key,
+        secrets=Secrets(secrets.token_bytes(32), component_key, psw_address=entry),
+    )
+    _write_clear(out, stage3a, headers.build_ipib(placed, HEADER, header_length), header)
+    out.seek(0, io.SEEK_END)
+    return Packed(out.tell(), pld, ald, tld, header[-16:], tuple(placed))
+
+
+def _write_clear(out: BinaryIO, stage3a: bytes | None, ipib: bytes, header: bytes) -> None:
+    """Write what stands before the components."""
+    out.seek(0)
+    out.write(struct.pack(">II", 0x00080000, 0x80000000 | STAGE3A_ENTRY).ljust(STAGE3A, b"\0"))
+    if stage3a:
+        arguments = _STAGE3A_ARGUMENTS.pack(HEADER - STAGE3A, len(header), IPIB - STAGE3A)
+        loader = stage3a[: -_STAGE3A_ARGUMENTS.size] + arguments
+    else:
+        loader = bytes(STAGE3A_ENTRY - STAGE3A) + DISABLED_WAIT
+    out.write(loader.ljust(IPIB - STAGE3A, b"\0"))
+    out.write(ipib.ljust(HEADER - IPIB, b"\0"))
+    out.write(header.ljust(COMPONENTS - HEADER, b"\0"))
+
+
+def read_clear(file: BinaryIO) -> tuple[bytes, Header, list[Component]]:
+    """Read what stands in the clear: all bytes before the components, the header, the components' places.
+
+    Raises :class:`ImageError` where these can't be, or overlap.
+    """
+    clear = _read_up_to(file, COMPONENTS)
+    if len(clear) < COMPONENTS:
+        raise ImageError("the file is too short for a Secure Execution image")
+    place = _find_ipib(clear)
+    components, header_address, _ = headers.parse_ipib(clear[place : place + headers.LARGEST_IPIB])
+    where = header_address or clear.find(headers.MAGIC, place)
+    if not place < where < len(clear) and where != HEADER:
+        raise ImageError("the parameter block points to no header")
+    end = components[0].address
+    if not COMPONENTS <= end + headers.LARGEST_HEADER or end > (1 << 20):
+        raise ImageError("the components begin at an impossible place")
+    clear += _read_up_to(file, max(0, end - len(clear)))
+    header = headers.parse(clear[where:end])
+    _check_places(components, where + len(header.raw), header.pages)
+    return clear, header, components
+
+
+def _find_ipib(clear: bytes) -> int:
+    """Find the parameter block: on a page boundary between stage3a and the header."""
+    for place in (IPIB, *range(STAGE3A, COMPONENTS, PAGE)):
+        try:
+            headers.parse_ipib(clear[place : place + headers.LARGEST_IPIB])
+        except ImageError:
+            continue
+        return place
+    raise ImageError("no parameter block for protected virtualization is in the file")
+
+
+def _check_places(components: list[Component], start: int, pages: int) -> None:
+    if len(components) not in (len(NAMES), len(WITHOUT_INITRD)):
+        raise ImageError(f"the image has {len(components)} components, known are images of 3 or 4")
+    for component in components:
+        if component.address % PAGE or not component.size or component.address + component.size > LARGEST_IMAGE:
+            raise ImageError("a component is empty, not on a page boundary, or too far away")
+        if component.address < start:
+            raise ImageError("components overlap each other or the header, or are out of order")
+        start = component.address + -(-component.size // PAGE) * PAGE
+    if sum(-(-component.size // PAGE) for component in components) != pages:
+        raise ImageError("the header's number of pages is not that of the components")
+
+
+def open_image(file: BinaryIO, host: EllipticCurvePrivateKey, sink: Sink, progress: Progress | None = None) -> Contents:
+    """Decrypt the components into files that ``sink(name, padded size)`` gives; return when everything held.
+
+    The sinks are truncated to the exact sizes. Raises :class:`ImageError` or :class:`NoSlotError`: then nothing of what was
+    written may be used, by anyone.
+    """
+    clear, header, components = read_clear(file)
+    secrets = headers.open_secrets(header, host)
+    names = NAMES if len(components) == len(NAMES) else WITHOUT_INITRD
+    position = len(clear)
+    digests = _Digests()
+    sinks: dict[str, BinaryIO] = {}
+    for name, component in zip(names, components, strict=True):
+        if component.address > position:
+            _read_up_to(file, component.address - position)
+        padded = -(-component.size // PAGE) * PAGE
+        sinks[name] = io.BytesIO() if name in ("cmdline", "stage3b") else sink(name, padded)
+        if name in ("cmdline", "stage3b") and padded > CHUNK:
+            raise ImageError(f"the {name} is too large")
+        for offset in range(0, padded, CHUNK):
+            data = _read_up_to(file, min(CHUNK, padded - offset))
+            if len(data) < min(CHUNK, padded - offset):
+                raise ImageError("a component leaves the file")
+            digests.add(component, offset, data)
+            sinks[name].write(_xts(secrets.component_key, component, offset, data, encrypt=False))
+            if progress:
+                progress(component.address + offset)
+        position = component.address + padded
+    if digests.finish() != (header.pld, header.ald, header.tld) or digests.pages != header.pages:
+        raise ImageError("the components were changed: the header's digests do not hold")
+    sizes = _exact_sizes(dict(zip(names, components, strict=True)), sinks)
+    for name in ("cmdline", "stage3b"):
+        content = sinks[name]
+        content.seek(0)
+        sink(name, sizes[name]).write(content.read(sizes[name]))
+    for name in ("kernel", "initrd"):
+        if name in sinks:
+            sinks[name].truncate(sizes[name])
+            sinks[name].flush()
+    return Contents(sizes, tuple(components), header, secrets)
+
+
+def _exact_sizes(places: dict[str, Component], sinks: dict[str, BinaryIO]) -> dict[str, int]:
+    """Return sizes without the filling: from the arguments of stage3b, which name each component's address and size."""
+    loader = sinks["stage3b"]
+    loader.seek(0)
+    text = loader.read()
+    sizes = {name: component.size for name, component in places.items()}
+    at = text.find(struct.pack(">Q", places["kernel"].address))
+    while at >= 0 and at + _ARGUMENTS.size <= len(text):
+        numbers = _ARGUMENTS.unpack_from(text, at)
+        found = {name: (numbers[2 * i], numbers[2 * i + 1]) for i, name in enumerate(NAMES[:3]) if name in places}
+        if all(address == places[name].address and 0 < size <= sizes[name] for name, (address, size) in found.items()):
+            sizes |= {name: size for name, (_, size) in found.items()} | {"stage3b": at + _ARGUMENTS.size}
+            break
+        at = text.find(struct.pack(">Q", places["kernel"].address), at + 8)
+    line = sinks["cmdline"]
+    line.seek(0)
+    text = line.read(sizes["cmdline"])
+    sizes["cmdline"] = len(text.rstrip(b"\0"))
+    return sizes
