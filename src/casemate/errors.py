@@ -12,7 +12,7 @@ class CasemateError(Exception):
 
     id = "CASEMATE"
 
-    def __init__(self, cause: str, cure: str = "", where: str = "", *, id: str | None = None) -> None:  # noqa: A002
+    def __init__(self, cause: str, cure: str = "", where: str = "", *, id: str | None = None) -> None:
         super().__init__(cause)
         self.cause = cause
         self.cure = cure

@@ -34,7 +34,6 @@ def build(directory: Path, arch: str, host_keys: tuple[Path, ...], ca: Path | No
     casemate image build my-image --host-key HKD-9175-02C25B8.crt
     """
     from casemate.cli.ui import steps
-
     from casemate.image.build import build_image
 
     with steps("Building the image", quiet=as_json) as progress:

@@ -126,8 +126,13 @@ def _form(name: str, section: Section) -> Iterator[Problem]:
     """Check a section against the schema; one readable sentence an error."""
     import jsonschema
 
+    def pattern(_validator: Any, expression: str, value: Any, _schema: Any) -> Iterator[jsonschema.ValidationError]:
+        if isinstance(value, str) and not re.fullmatch(expression, value):  # `$` alone allows a newline after it
+            yield jsonschema.ValidationError("another form")
+
     whole = schema()
-    validator = jsonschema.Draft202012Validator({"$ref": f"#/$defs/{name}", "$defs": whole["$defs"]})
+    strict: Any = jsonschema.validators.extend(jsonschema.Draft202012Validator, {"pattern": pattern})  # type: ignore[no-untyped-call]
+    validator = strict({"$ref": f"#/$defs/{name}", "$defs": whole["$defs"]})
     for error in sorted(validator.iter_errors(section), key=lambda error: [str(part) for part in error.absolute_path]):
         yield from _readable(_place(name, error.absolute_path), error)
     properties = whole["$defs"][name]["properties"]

@@ -158,9 +158,7 @@ def build_ipib(components: Sequence[Component], header_address: int, header_leng
     """Return the parameter block, padded to a page."""
     parts = b"".join(_COMPONENT.pack(part.tweak_prefix, part.address, part.size) for part in components)
     inner = _IPIB.size - 8 + len(parts)
-    fixed = _IPIB.pack(
-        *(8 + inner, 0, 1, inner, 5, bytes(8), 1, len(components), header_address, header_length)
-    )
+    fixed = _IPIB.pack(*(8 + inner, 0, 1, inner, 5, bytes(8), 1, len(components), header_address, header_length))
     return (fixed + parts).ljust(PAGE, b"\0")
 
 

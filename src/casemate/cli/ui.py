@@ -1,0 +1,84 @@
+"""What the commands share: progress on standard error, results on standard output."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from casemate.errors import CasemateError
+
+
+@contextmanager
+def steps(title: str, quiet: bool = False) -> Iterator[Callable[[str], None]]:
+    """Show the steps of something that takes a while, each with its time; yield what names the next step.
+
+    On a terminal the running step turns; elsewhere each finished step is one line. Nothing where ``quiet``.
+    """
+    if quiet:
+        yield lambda step: None
+        return
+    from rich.console import Console
+
+    console = Console(stderr=True, highlight=False)
+    began = started = time.monotonic()
+    current = ""
+    status = console.status(f"{title} …")
+
+    def finish() -> None:
+        if current:
+            console.print(f"  [green]✓[/] {current} [dim]{time.monotonic() - started:.1f} s[/]")
+
+    def next_step(step: str) -> None:
+        nonlocal current, started
+        finish()
+        current, started = step, time.monotonic()
+        status.update(f"{title}: {step} …")
+
+    with status:
+        yield next_step
+        finish()
+    console.print(f"[bold]{title}[/]: done in {time.monotonic() - began:.1f} s")
+
+
+def read_input(path: str, limit: int) -> bytes:
+    """Return the bytes of a file, or of standard input for ``-``; at most ``limit`` of them."""
+    try:
+        if path == "-":
+            data = sys.stdin.buffer.read(limit + 1)
+        else:
+            with Path(path).open("rb") as file:
+                data = file.read(limit + 1)
+    except OSError as error:
+        raise CasemateError(f"can't be read: {error.strerror}", "check the name", path, id="CLI-FILE") from None
+    if len(data) > limit:
+        raise CasemateError(f"has more than {limit} bytes", "is it the right file?", path, id="CLI-FILE")
+    return data
+
+
+def write_output(path: str | None, data: bytes, mode: int = 0o644) -> None:
+    """Write to a file, whole or not at all; to standard output where ``path`` is ``None`` or ``-``."""
+    if path in (None, "-"):
+        sys.stdout.buffer.write(data)
+        sys.stdout.buffer.flush()
+        return
+    import os
+    import tempfile
+
+    target = Path(path or "")
+    try:
+        with tempfile.NamedTemporaryFile(dir=target.parent, prefix=f".{target.name}-", delete=False) as new:
+            try:
+                new.write(data)
+                new.flush()
+                os.fchmod(new.fileno(), mode)
+                Path(new.name).replace(target)
+            except BaseException:
+                Path(new.name).unlink(missing_ok=True)
+                raise
+    except OSError as error:
+        raise CasemateError(
+            f"can't be written: {error.strerror}", "check the directory", str(path), id="CLI-FILE"
+        ) from None
