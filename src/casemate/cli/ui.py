@@ -6,7 +6,6 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 from casemate.errors import CasemateError
 
@@ -49,7 +48,7 @@ def read_input(path: str, limit: int) -> bytes:
         if path == "-":
             data = sys.stdin.buffer.read(limit + 1)
         else:
-            with Path(path).open("rb") as file:
+            with open(path, "rb") as file:  # noqa: PTH123  (every command pays for the import of pathlib)
                 data = file.read(limit + 1)
     except OSError as error:
         raise CasemateError(f"can't be read: {error.strerror}", "check the name", path, id="CLI-FILE") from None
@@ -66,6 +65,7 @@ def write_output(path: str | None, data: bytes, mode: int = 0o644) -> None:
         return
     import os
     import tempfile
+    from pathlib import Path
 
     target = Path(path or "")
     try:

@@ -114,6 +114,17 @@ def check_contract(data: bytes, certificate: bytes | None = None) -> list[Proble
     return problems
 
 
+def check_any(data: bytes, certificate: bytes | None = None) -> list[Problem]:
+    """Check a contract, or one opened section by itself, told apart by the ``type`` that sections have."""
+    try:
+        section = parse_section(data)
+    except DocumentError as error:
+        return [Problem(error.where, _sentence(error), id="HPL05000E")]
+    if section.get("type") == "workload":
+        return check_workload(section)
+    return check_env(section) if section.get("type") == "env" else check_contract(data, certificate)
+
+
 def problems_stop(problems: Iterable[Problem]) -> bool:
     """Whether there is an error among the problems: a machine would not go on."""
     return any(problem.severity == "error" for problem in problems)

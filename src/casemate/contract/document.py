@@ -123,10 +123,38 @@ def parse(data: bytes, *, aliases: bool = False) -> Any:
         raise DocumentError("not YAML") from None
 
 
-def rewrite(value: dict[str, Any]) -> str:
+def rewrite(value: Any) -> str:
     """Write plain values as one line of JSON in ASCII that YAML reads as the same values."""
     text = json.dumps(value, ensure_ascii=False, allow_nan=False)
     return re.sub("[^\x20-\x7e]", lambda match: f"\\U{ord(match[0]):08x}", text)
+
+
+def write_contract(contract: Contract) -> bytes:
+    """Write ``user-data``: one that any YAML reader reads as these exact strings, and people read too.
+
+    Tokens stand on one line, plain sections as block strings; where a block can't hold a text, it is quoted.
+    Raises :class:`DocumentError` where the contract would be larger than what is read.
+    """
+    values = (contract.workload, contract.env, contract.attestation_public_key, contract.envworkload_signature)
+    lines = [f"{key}: {_scalar(value)}\n" for key, value in zip(KEYS, values, strict=True) if value is not None]
+    data = "".join(lines).encode()
+    parse_contract(data)
+    return data
+
+
+def _scalar(text: str) -> str:
+    if re.fullmatch(r"[A-Za-z][A-Za-z0-9+/=.-]{100,}", text):
+        return text
+    chomp = "-" if not text.endswith("\n") else "+" if text.endswith("\n\n") else ""
+    indent = "2" if text[:1] in (" ", "\n") else ""
+    body = "\n".join(f"  {line}" if line else "" for line in text.removesuffix("\n").split("\n"))
+    block = f"|{indent}{chomp}\n{body}"
+    try:
+        if parse(f"a: {block}\nb: 1\n".encode()) == {"a": text, "b": 1}:
+            return block
+    except (DocumentError, UnicodeError):
+        pass
+    return rewrite(text)
 
 
 class _Builder:
