@@ -111,6 +111,20 @@ def test_what_is_rebuilt_opens_with_the_passphrase_and_no_other(volume: Path, ar
     assert subprocess.run(["cryptsetup", "isLuks", "--type", "luks2", tmp_path / "header"]).returncode == 0
 
 
+def test_a_passphrase_rolls_in_what_is_rebuilt_and_that_goes_back_to_the_disk(volume: Path, tmp_path: Path) -> None:
+    disk, header, new = Path(shutil.copy(volume, tmp_path / "disk")), tmp_path / "header", tmp_path / "new"
+    header.write_bytes(admitted(disk.read_bytes()[: 1 << 20], SIZE))
+    new.write_bytes(b"another passphrase")
+    done = cryptsetup("luksChangeKey", *kdf_arguments(), "--header", header, disk, new)
+    assert done.returncode == 0, done.stderr
+    with disk.open("r+b") as file:
+        file.write(header.read_bytes())
+    assert disk.stat().st_size == SIZE
+    header.write_bytes(admitted(disk.read_bytes()[: 1 << 20], SIZE))
+    assert opens(header, disk, b"another passphrase")
+    assert not opens(header, disk)
+
+
 def test_what_is_rebuilt_says_the_same_and_holds_nothing_else(area: bytes) -> None:
     again = admitted(area[:-9] + b"leftovers", SIZE)
     assert len(again) == len(area)
