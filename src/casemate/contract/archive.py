@@ -88,13 +88,18 @@ def read_archive(text: str) -> Archive:
 
 
 def write_archive(files: Mapping[str, bytes], executable: frozenset[str] = frozenset()) -> str:
-    """Pack files by relative path; the same files give the same text, whoever packs them and when."""
+    """Pack files by relative path; the same files give the same text, whoever packs them and when.
+
+    Raises :class:`ArchiveError` where :func:`read_archive` would refuse the result.
+    """
     out = io.BytesIO()
     with (
         gzip.GzipFile(fileobj=out, mode="wb", mtime=0, compresslevel=9) as packed,
         tarfile.open(fileobj=packed, mode="w", format=tarfile.PAX_FORMAT) as tar,
     ):
         directories = {parent for path in files for parent in _parents(path)}
+        if both := directories & files.keys():
+            raise ArchiveError("is a file and a directory", where=_shown(min(both)))
         for path in sorted({*files, *directories}):
             member = tarfile.TarInfo(path)
             if path in directories:
