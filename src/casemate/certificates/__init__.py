@@ -1,1 +1,1 @@
-"""Formats and rules, pure: bytes in, bytes out."""
+"""Certificate chains and revocation lists, pure: bytes in, results out."""

@@ -1,9 +1,9 @@
 """The development certificate authority: made on first use, for images that are for nobody but their maker.
 
 ``root`` → ``intermediate`` → per image an encryption and an attestation certificate. Every certificate carries the
-extension :data:`DEVELOPMENT_OID`, and the subject says so too: it is inside what is signed, so a record under this chain can't
-pass for one of a hardware TEE. The keys of root and intermediate lie in the directory, 0600; the secure build
-replaces this module's part.
+extension :data:`~casemate.certificates.chain.DEVELOPMENT_OID`, and the subject says so too: it is inside what is
+signed, so a record under this chain can't pass for one of a hardware TEE. The keys of root and intermediate lie in the
+directory, 0600; the secure build replaces this module's part.
 """
 
 from __future__ import annotations
@@ -20,10 +20,8 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.x509.oid import NameOID
 
+from casemate.certificates.chain import DEVELOPMENT_OID
 from casemate.secret import Secret
-
-DEVELOPMENT_OID = "1.3.6.1.4.1.55555.3.1"
-"""Marks a certificate of a development root of trust (private arc; value: UTF-8 text)."""
 
 _DAY = datetime.timedelta(days=1)
 
