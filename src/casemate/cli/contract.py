@@ -280,9 +280,13 @@ def check(files: tuple[str, ...], cert: str | None, compose: str | None, as_json
     """
     from casemate.contract.check import check_any, check_sections, problems_stop
     from casemate.contract.document import parse_section
+    from casemate.contract.token import load_public_key
 
     texts = {name: read_input(name, LARGEST) for name in files}
     certificate = read_input(cert, LARGEST) if cert else None
+    if cert and certificate is not None:
+        with _about(cert):
+            load_public_key(certificate)
     if compose is not None:
         first = next((name for name in files if _is_section(texts[name], "workload")), None)
         if first is None:
@@ -294,9 +298,7 @@ def check(files: tuple[str, ...], cert: str | None, compose: str | None, as_json
     if len(files) == len(pair) == 2 and _is_section(texts[pair[1]], "env"):
         found[" and ".join(pair)] = check_sections(*(parse_section(texts[name]) for name in pair))
     else:
-        for name, text in texts.items():
-            with _about(cert if cert else name):
-                found[name] = check_any(text, certificate)
+        found = {name: check_any(text, certificate) for name, text in texts.items()}
     stop = any(problems_stop(problems) for problems in found.values())
     if as_json:
         rows = [

@@ -1,0 +1,331 @@
+"""The check: every problem at once, each with its place, and never a value."""
+
+from __future__ import annotations
+
+import base64
+import copy
+import json
+from typing import Any
+
+import jsonschema
+import pytest
+from contract_kit import Pair, tar
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from casemate.contract.archive import write_archive
+from casemate.contract.check import (
+    Problem,
+    check_any,
+    check_contract,
+    check_env,
+    check_sections,
+    check_workload,
+    problems_stop,
+    schema,
+)
+from casemate.contract.document import Contract, rewrite, write_contract
+from casemate.contract.signature import sign
+from casemate.contract.token import seal
+
+DIGEST = "sha256:" + "0123456789abcdef" * 4
+SEED = "SECRETSECRETSECRET"
+Section = dict[str, Any]
+
+
+def compose(text: str) -> str:
+    return write_archive({"docker-compose.yaml": text.encode()})
+
+
+@pytest.fixture
+def workload() -> Section:
+    return {
+        "type": "workload",
+        "compose": {"archive": compose(f"services: {{db: {{image: '${{REGISTRY}}/db@{DIGEST}'}}}}\n")},
+        "auths": {"r.example.com:5000": {"username": "SECRETuser", "password": "SECRETpassword"}},
+        "volumes": {"data": {"mount": "/mnt/data", "filesystem": "ext4", "seed": SEED}},
+        "env": {"A": "SECRETvalue"},
+    }
+
+
+@pytest.fixture
+def env(small: Pair) -> Section:
+    certificate, key = small.certificate.decode(), base64.b64encode(small.private).decode()
+    return {
+        "type": "env",
+        "logging": {
+            "syslog": {"hostname": "10.0.2.2", "port": 6514, "server": certificate, "cert": certificate, "key": key}
+        },
+        "volumes": {"data": {"seed": SEED}},
+        "env": {"REGISTRY": "r.example.com:5000", "B": "SECRETvalue"},
+        "signingKey": small.public.decode(),
+    }
+
+
+def change(section: Section, path: str, value: object = None, *, remove: bool = False) -> Section:
+    changed = copy.deepcopy(section)
+    *parents, last = path.split("/")
+    inner: Any = changed
+    for parent in parents:
+        inner = inner.setdefault(parent, {})
+    if remove:
+        del inner[last]
+    else:
+        inner[last] = value
+    return changed
+
+
+def places(problems: list[Problem], severity: str = "error") -> list[str]:
+    return [problem.place for problem in problems if problem.severity == severity]
+
+
+def test_good_sections_have_no_problem(workload: Section, env: Section) -> None:
+    assert check_sections(workload, env) == []
+    assert places(check_workload(workload), "note") == ["workload.compose.archive, docker-compose.yaml"]
+
+
+def test_the_schema_is_one_and_says_the_same_as_the_check(workload: Section, env: Section) -> None:
+    jsonschema.Draft202012Validator.check_schema(schema())
+    for name, section in (("workload", workload), ("env", env), ("contract", {"workload": workload, "env": "x"})):
+        jsonschema.validate(section, {**schema(), "$ref": f"#/$defs/{name}"})
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate({"workload": "x"}, schema())
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "place", "text"),
+    [
+        ("type", "env", "workload.type", "must be workload"),
+        ("compose", 12, "workload.compose", "must be a mapping"),
+        ("compose/archiv", "x", "workload.compose.archiv", "did you mean archive?"),
+        ("compose/archive", "!!", "workload.compose.archive", "must be base64"),
+        ("compose/archive", "QUJD", "workload.compose.archive", "not gzip"),
+        ("play", {"resources": []}, "workload", "exactly one of compose, play"),
+        ("volumes", [], "workload.volumes", "must be a mapping"),
+        ("volumes/Data", {}, "workload.volumes", 'the name "Data": names of volumes'),
+        ("volumes/data/seed", "short", "workload.volumes.data.seed", "15 or more characters"),
+        ("volumes/data/seed", SEED + "\n", "workload.volumes.data.seed", "15 or more characters"),
+        ("volumes/data/sed", SEED, "workload.volumes.data.sed", "did you mean seed?"),
+        ("volumes/data/mount", "data", "workload.volumes.data.mount", "absolute path"),
+        ("volumes/data/mount", "/mnt/../etc", "workload.volumes.data.mount", "absolute path"),
+        ("volumes/data/mount", "/mnt/a\n", "workload.volumes.data.mount", "absolute path"),
+        ("volumes/data/mount", "/etc/ssl", "workload.volumes.data.mount", "directory of the system"),
+        ("volumes/data/mount", "/var/lib/containers", "workload.volumes.data.mount", "directory of the system"),
+        ("volumes/data/mount", "/usr", "workload.volumes.data.mount", "directory of the system"),
+        ("volumes/data/filesystem", "zfs", "workload.volumes.data.filesystem", "one of ext4, xfs, btrfs"),
+        ("volumes/more", {"mount": "/mnt/data", "seed": SEED}, "workload.volumes.more.mount", "of the volume data"),
+        ("volumes/more", {"mount": "/mnt/more", "seed": SEED}, "workload.volumes.more", "env has no seed"),
+        ("volumes/more", {"mount": "/mnt/more"}, "workload.volumes.more.seed", "is missing"),
+        ("env/A", 12, "workload.env.A", "put numbers"),
+        ("env/A B", "x", "workload.env", "names of variables"),
+        ("auths/r", {"username": "x"}, "workload.auths.r.password", "is missing"),
+        ("images", {"dct": {"UPPER": {"notary": "x", "publicKey": "AAAA"}}}, "workload.images.dct.UPPER", "reference"),
+        ("imagess", {}, "workload.imagess", "did you mean images?"),
+    ],
+)
+def test_a_problem_of_the_workload_has_its_place(
+    workload: Section, env: Section, path: str, value: object, place: str, text: str
+) -> None:
+    problems = check_sections(change(workload, path, value), env)
+    assert problems_stop(problems)
+    assert any(problem.place == place and text in problem.text for problem in problems), list(map(str, problems))
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "place", "text"),
+    [
+        ("type", "workload", "env.type", "must be env"),
+        ("logging", {}, "env.logging", "exactly one of syslog"),
+        ("logging/logRouter", {"hostname": "h", "iamApiKey": "k"}, "env.logging", "exactly one of"),
+        ("logging/syslog/port", 70000, "env.logging.syslog.port", "be a port"),
+        ("logging/syslog/port", True, "env.logging.syslog.port", "be a port"),
+        ("logging/syslog/hostname", "tls://host", "env.logging.syslog.hostname", "host name"),
+        ("logging/syslog/server", "hello", "env.logging.syslog.server", "neither PEM"),
+        ("logging/syslog/prot", 1, "env.logging.syslog.prot", "did you mean port?"),
+        ("volumes/data", {}, "env.volumes.data.seed", "is missing"),
+        ("volumes/data", {"uv-secret-id": "index-1"}, "env.volumes.data.seed", "not supported yet"),
+        ("volumes/date", {"seed": SEED}, "env.volumes.date", "did you mean data?"),
+        ("volumes/data/seed", None, "env.volumes.data.seed", "15 or more"),
+        ("cacerts", [{"a": "AAAA"}, {"b": "AAAA"}], "env.cacerts", "at most one"),
+        ("signingKey", "AAAA", "env.signingKey", "neither PEM"),
+        ("signingkey", "AAAA", "env.signingkey", "did you mean signingKey?"),
+        ("env", {"A": ["x"]}, "env.env.A", "must be text|be text"),
+    ],
+)
+def test_a_problem_of_the_env_has_its_place(
+    workload: Section, env: Section, path: str, value: object, place: str, text: str
+) -> None:
+    problems = check_sections(workload, change(env, path, value))
+    assert problems_stop(problems)
+    said = [problem for problem in problems if problem.place == place]
+    assert any(word in problem.text for problem in said for word in text.split("|")), list(map(str, problems))
+
+
+def test_private_keys_and_certificates_stand_where_they_should(env: Section, small: Pair) -> None:
+    swapped = change(env, "logging/syslog/key", small.certificate.decode())
+    assert places(check_env(swapped)) == ["env.logging.syslog.key"]
+    locked = change(env, "logging/syslog/key", small.protected(b"x").decode())
+    assert "password" in str(check_env(locked)[0])
+    assert "private" in str(check_env(change(env, "signingKey", small.private.decode()))[0])
+
+
+def test_all_problems_come_at_once(workload: Section, env: Section) -> None:
+    bad = change(change(workload, "volumes/data/seed", "x"), "env/A", 1)
+    assert set(places(check_sections(bad, change(env, "logging/syslog/port", 0)))) >= {
+        "workload.volumes.data.seed",
+        "workload.env.A",
+        "env.logging.syslog.port",
+    }
+
+
+@pytest.mark.parametrize(
+    ("text", "cause"),
+    [
+        ("services: {db: {image: postgres}}", "neither a digest nor a key"),
+        ("services: {db: {image: 'postgres:16'}}", "neither a digest nor a key"),
+        ("services: {db: {image: '${NONE:-postgres}'}}", "neither a digest nor a key"),
+        ("services: {db: {build: .}}", "builds an image"),
+        ("services: {db: {image: A}}", "not an image reference"),
+        ("services: {db: {image: a, image: b}}", "a second time"),
+        ("services: [", "not YAML"),
+        ("service: {}", "no services"),
+        (f"services: {{db: {{image: 'a@{DIGEST}', environment: {{X: '$NONE'}}}}}}", "given by neither section"),
+    ],
+)
+def test_a_compose_file_that_would_not_run_is_told(workload: Section, env: Section, text: str, cause: str) -> None:
+    problems = check_sections(change(workload, "compose/archive", compose(text)), env)
+    assert any(cause in problem.text for problem in problems), list(map(str, problems))
+
+
+def test_an_archive_with_a_link_is_told_by_its_name(workload: Section, env: Section) -> None:
+    import gzip
+    import tarfile
+
+    link = tarfile.TarInfo("conf")
+    link.type, link.linkname = tarfile.SYMTYPE, "/etc"
+    packed = base64.b64encode(gzip.compress(tar(("docker-compose.yaml", b""), (link, b"")))).decode()
+    problems = check_sections(change(workload, "compose/archive", packed), env)
+    assert places(problems) == ["workload.compose.archive, conf"]
+
+
+def test_an_image_with_a_key_needs_no_digest(workload: Section, env: Section) -> None:
+    archive = compose("services: {db: {image: 'quay.io/me/db:1'}}")
+    keyed = {**workload, "compose": {"archive": archive}, "images": {"rhs": {"quay.io/me/db": {"publicKey": "AAAA"}}}}
+    assert check_sections(keyed, env) == []
+    keyed["images"] = {"rhs": {"quay.io/me/other": {"publicKey": "AAAA"}}}
+    assert problems_stop(check_sections(keyed, env))
+
+
+def test_an_image_of_the_deployers_choice_is_left_open_without_env(workload: Section) -> None:
+    text = "services: {db: {image: '${IMAGE}'}}"
+    assert not problems_stop(check_workload(change(workload, "compose/archive", compose(text))))
+
+
+@pytest.mark.parametrize("kind", ["resources", "templates", "archive"])
+def test_pods_are_checked_like_compose_files(workload: Section, env: Section, kind: str) -> None:
+    pod = {"apiVersion": "v1", "kind": "Pod", "spec": {"containers": [{"image": "a"}]}}
+    play = {kind: write_archive({"pod.yaml": rewrite(pod).encode()}) if kind == "archive" else [pod]}
+    section = {**change(workload, "compose", remove=True), "play": play}
+    (problem,) = check_sections(section, env)
+    assert "digest" in problem.text and problem.place.endswith("spec.containers[0].image")
+    pod["spec"] = {"containers": [{"image": f"a@{DIGEST}"}]}
+    play = {kind: write_archive({"pod.yaml": rewrite(pod).encode()}) if kind == "archive" else [pod]}
+    assert check_sections({**section, "play": play}, env) == []
+
+
+# ------------------------------------------------------------------------------------------------- whole contracts
+
+
+def test_a_plain_contract_is_checked_with_its_signature(workload: Section, env: Section, small: Pair) -> None:
+    texts = rewrite(workload) + "\n", rewrite(env) + "\n"
+    good = Contract(*texts, small.public.decode(), sign(*texts, small.key))
+    assert check_contract(write_contract(good)) == []
+    missing = Contract(*texts, small.public.decode())
+    assert places(check_contract(write_contract(missing))) == ["envWorkloadSignature"]
+    changed = Contract(texts[0] + "#\n", texts[1], small.public.decode(), good.envworkload_signature)
+    assert places(check_contract(write_contract(changed))) == ["envWorkloadSignature"]
+    unsigned = change(env, "signingKey", remove=True)
+    never = Contract(texts[0], rewrite(unsigned), small.public.decode(), good.envworkload_signature)
+    assert places(check_contract(write_contract(never)), "warning") == ["envWorkloadSignature"]
+
+
+def test_sealed_sections_are_noted_and_their_form_checked(
+    workload: Section, env: Section, small: Pair, image: Pair
+) -> None:
+    token = seal(b"x", small.certificate)
+    data = write_contract(Contract(token, token, token, "c2ln"))
+    assert not problems_stop(check_contract(data))
+    assert not problems_stop(check_contract(data, small.certificate))
+    wrong = check_contract(data, image.certificate)
+    assert places(wrong) == ["workload", "env", "attestationPublicKey"]
+    assert "for this certificate" in wrong[0].text
+    assert places(check_contract(write_contract(Contract(token[:-1], token)))) == ["workload"]
+
+
+@pytest.mark.parametrize(
+    ("text", "place"),
+    [
+        (b"", ""),
+        (b"a: [", "line"),
+        (b"workload: a: b", "line"),
+        (b"env: x", ""),
+        (b"workload: x\nenv: {}", "workload"),
+        (b"workload: |\n  type: workload\n  a: &a 1\nenv: {}", "workload, line 2"),
+        (b"workload: {}\nenv: {}\nenvWorkloadsignature: x\n", "envWorkloadsignature"),
+        (b"workload: {}\nenv: {}\nattestationPublicKey: x\n", "attestationPublicKey"),
+    ],
+)
+def test_a_broken_contract_is_told_where(text: bytes, place: str) -> None:
+    problems = check_any(text)
+    assert problems_stop(problems)
+    assert any(problem.place.startswith(place) for problem in problems), list(map(str, problems))
+
+
+def test_a_bare_section_is_known_by_its_type(workload: Section, env: Section) -> None:
+    assert not problems_stop(check_any(rewrite(workload).encode()))
+    assert check_any(rewrite(env).encode()) == []
+    assert places(check_any(b"type: env\n")) == ["env.logging"]
+
+
+leaf = (
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(max_size=8)
+    | st.just(SEED)
+)
+values = st.recursive(
+    leaf,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8) | st.sampled_from(
+        ["type", "seed", "mount", "syslog", "archive", "data", "server", "dct", "containers", "spec"]
+    ), inner, max_size=3),
+    max_leaves=8,
+)  # fmt: skip
+KEYS = [
+    "type", "compose", "play", "confidential-containers", "auths", "images", "volumes", "env", "logging", "cacerts",
+    "signingKey", "volumes/data", "volumes/data/seed", "compose/archive", "logging/syslog", "logging/syslog/key",
+    "play/resources", "images/dct", "confidential-containers/config",
+]  # fmt: skip
+
+
+@given(path=st.sampled_from(KEYS), value=values, second=st.sampled_from(KEYS), other=values)
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_no_section_raises_and_no_message_has_a_value(
+    workload: Section, env: Section, path: str, value: object, second: str, other: object
+) -> None:
+    def changed(section: Section) -> Section:
+        for place, new in ((path, value), (second, other)):
+            try:
+                section = change(section, place, new)
+            except (TypeError, AttributeError):
+                continue
+        return section
+
+    for problems in (
+        check_sections(changed(workload), changed(env)),
+        check_any(write_contract(Contract(rewrite(changed(workload)), rewrite(changed(env))))),
+    ):
+        said = json.dumps([str(problem) for problem in problems])
+        assert "SECRET" not in said
+        assert "\\n" not in said
