@@ -95,12 +95,11 @@ class SoftwareUltravisor:
                 fcntl.fcntl(part.fileno(), _ADD_SEALS, _SEALS)
             if "initrd" not in parts:
                 raise CasemateError("the image has no initrd, and so no bootloader", id="IMAGE-NO-BOOTLOADER")
-            yield OpenedImage(
-                parts["kernel"].fileno(),
-                parts["initrd"].fileno(),
-                parts["cmdline"].read().decode("ascii"),
-                contents.header.tag,
-            )
+            try:
+                cmdline = parts["cmdline"].read().decode("ascii")
+            except UnicodeDecodeError:
+                raise CasemateError("the image's command line is not ASCII", id="IMAGE-CMDLINE") from None
+            yield OpenedImage(parts["kernel"].fileno(), parts["initrd"].fileno(), cmdline, contents.header.tag)
         finally:
             for part in parts.values():
                 part.close()

@@ -24,13 +24,15 @@ import hashlib
 import io
 import secrets
 import struct
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import BinaryIO
 
+from cryptography.exceptions import InternalError
 from cryptography.hazmat.primitives.asymmetric.ec import SECP521R1, EllipticCurvePrivateKey, generate_private_key
-from cryptography.hazmat.primitives.ciphers import Cipher, CipherContext
+from cryptography.hazmat.primitives.ciphers import Cipher
 from cryptography.hazmat.primitives.ciphers.algorithms import AES
 from cryptography.hazmat.primitives.ciphers.modes import XTS
 
@@ -42,10 +44,13 @@ from casemate.secureexec.hostkey import HostKey, coordinates, make_slot
 STAGE3A, STAGE3A_ENTRY, IPIB, HEADER, COMPONENTS = 0x10000, 0x11000, 0x13000, 0x14000, 0x16000
 NAMES = ("kernel", "cmdline", "initrd", "stage3b")
 WITHOUT_INITRD = ("kernel", "cmdline", "stage3b")
+_SMALL = ("cmdline", "stage3b")
 LARGEST_CMDLINE = 4096
+LARGEST_CLEAR = 1 << 20
 LARGEST_IMAGE = 8 << 30
 CHUNK = 1 << 20
 DISABLED_WAIT = struct.pack(">QQ", 0x0002000180000000, 0x0000000000000CA5)
+_TWEAK = struct.Struct(">QQ")
 _ARGUMENTS = struct.Struct(">6QQQ")
 _STAGE3A_ARGUMENTS = struct.Struct(">QQQ")
 _KERNEL_PSW = (0x180000000, 0x10000)
@@ -77,41 +82,65 @@ class Contents:
     secrets: Secrets = field(repr=False)
 
 
-class _Digests:
-    """PLD, ALD and TLD, the first on a thread of its own: hashing is the limit of it all."""
+class _Line:
+    """A line that every chunk goes through: cipher here, hashing and writing each on a thread of its own.
 
-    def __init__(self) -> None:
+    OpenSSL and the system work without the interpreter's lock, so a line takes little longer than its SHA-512 alone.
+    Three chunks at most are in the line. One cipher object does for all pages: each page's context takes the tweak as it
+    stands at that moment.
+    """
+
+    def __init__(self, key: bytes, *, encrypt: bool) -> None:
         self._pld, self._ald, self._tld = hashlib.sha512(), hashlib.sha512(), hashlib.sha512()
         self.pages = 0
-        self._pool = ThreadPoolExecutor(1)
-        self._pending: Future[None] | None = None
+        self._tweak = bytearray(16)
+        cipher = Cipher(AES(key), XTS(self._tweak))
+        self._encrypt, self._context = encrypt, cipher.encryptor if encrypt else cipher.decryptor
+        try:
+            self._context()
+        except (ValueError, InternalError):
+            raise ImageError("the component key is none for AES-XTS: its halves are equal") from None
+        self._hasher, self._writer = ThreadPoolExecutor(1), ThreadPoolExecutor(1)
+        self._ring: deque[tuple[bytearray, tuple[Future[object], ...]]] = deque(
+            (bytearray(CHUNK + PAGE), ()) for _ in range(3)
+        )
 
-    def add(self, component: Component, offset: int, data: bytes) -> None:
-        pages = range(offset, offset + len(data), PAGE)
-        self._ald.update(b"".join((component.address + page).to_bytes(8, "big") for page in pages))
-        prefix = component.tweak_prefix.to_bytes(8, "big")
-        self._tld.update(b"".join(prefix + page.to_bytes(8, "big") for page in pages))
-        self.pages += len(pages)
-        if self._pending:
-            self._pending.result()
-        self._pending = self._pool.submit(self._pld.update, data)
+    def __enter__(self) -> _Line:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for pool in (self._hasher, self._writer):
+            pool.shutdown(cancel_futures=True)
+
+    def put(self, component: Component, offset: int, data: bytes, out: BinaryIO) -> None:
+        """Take whole pages, at most ``CHUNK``, that stand at ``offset`` of a component; write the result to ``out``."""
+        buffer, pending = self._ring.popleft()
+        for future in pending:
+            future.result()
+        source, target = memoryview(data), memoryview(buffer)
+        tweaks = bytearray()
+        for start in range(0, len(data), PAGE):
+            _TWEAK.pack_into(self._tweak, 0, component.tweak_prefix, offset + start)
+            tweaks += self._tweak
+            self._context().update_into(source[start : start + PAGE], target[start:])
+        result = target[: len(data)]
+        work: tuple[Future[object], ...] = (
+            self._hasher.submit(self._pld.update, result if self._encrypt else data),
+            self._writer.submit(out.write, result),
+        )
+        self._ring.append((buffer, work))
+        self._tld.update(tweaks)
+        first = component.address + offset
+        addresses = range(first, first + len(data), PAGE)
+        self._ald.update(struct.pack(f">{len(addresses)}Q", *addresses))
+        self.pages += len(addresses)
 
     def finish(self) -> tuple[bytes, bytes, bytes]:
-        self._pool.shutdown()
+        """Wait until all was hashed and written; return PLD, ALD and TLD."""
+        for _, pending in self._ring:
+            for future in pending:
+                future.result()
         return self._pld.digest(), self._ald.digest(), self._tld.digest()
-
-
-def _xts(key: bytes, component: Component, offset: int, data: bytes, *, encrypt: bool) -> bytes:
-    """Encrypt or decrypt whole pages; each has a tweak, and so a cipher, of its own."""
-    algorithm = AES(key)
-    prefix = component.tweak_prefix.to_bytes(8, "big")
-    out = bytearray(len(data) + PAGE)
-    source, target = memoryview(data), memoryview(out)
-    for start in range(0, len(data), PAGE):
-        cipher = Cipher(algorithm, XTS(prefix + (offset + start).to_bytes(8, "big")))
-        context: CipherContext = cipher.encryptor() if encrypt else cipher.decryptor()
-        context.update_into(source[start : start + PAGE], target[start:])
-    return bytes(target[: len(data)])
 
 
 def _pages(source: Source) -> Iterator[tuple[bytes, int]]:
@@ -150,61 +179,60 @@ def pack(
     header_length = headers.header_size(len(hosts))
     if len(cmdline) >= LARGEST_CMDLINE or b"\0" in cmdline:
         raise ImageError(f"the command line must be shorter than {LARGEST_CMDLINE} bytes, without NUL")
-    if len(stage3a or b"") > IPIB - STAGE3A:
-        raise ImageError("stage3a is too large")
+    if stage3a is not None and not _STAGE3A_ARGUMENTS.size < len(stage3a) <= IPIB - STAGE3A:
+        raise ImageError("stage3a is too small or too large to be that loader")
+    if stage3b is not None and not _ARGUMENTS.size < len(stage3b) <= CHUNK:
+        raise ImageError("stage3b is too small or too large to be that loader")
     customer = generate_private_key(SECP521R1())
     header_key, component_key = secrets.token_bytes(32), secrets.token_bytes(64)
-    digests = _Digests()
     placed: list[Component] = []
-    sizes: list[int] = []
+    blobs: list[tuple[int, int]] = []
     address = COMPONENTS
-    parts: list[Source] = [kernel, cmdline + b"\0", *([initrd] if initrd is not None else [])]
 
-    def place(source: Source) -> None:
+    def place(name: str, source: Source) -> None:
         nonlocal address
         prefix = len(placed).to_bytes(2, "big") + secrets.token_bytes(6)
         component = Component(int.from_bytes(prefix, "big"), address, 0)
         size = 0
-        out.seek(address)
         for pages, length in _pages(source):
-            data = _xts(component_key, component, size, pages, encrypt=True)
-            digests.add(component, size, data)
-            out.write(data)
-            size += length
-            if address + size > LARGEST_IMAGE:
+            if address + size + length > LARGEST_IMAGE:
                 raise ImageError("the image would be larger than 8 GiB")
+            line.put(component, size, pages, out)
+            size += length
             if progress:
                 progress(address + size - COMPONENTS)
         if not size:
-            raise ImageError(f"the {NAMES[len(placed)]} is empty")
+            raise ImageError(f"the {name} is empty")
         padded = -(-size // PAGE) * PAGE
         placed.append(Component(component.tweak_prefix, address, padded))
-        sizes.append(size)
+        blobs.append((address, size))
         address += padded
 
-    for part in parts:
-        place(part)
-    blobs = [(component.address, size) for component, size in zip(placed, sizes, strict=True)]
-    if initrd is None:
-        blobs.append((0, 0))
-    arguments = _ARGUMENTS.pack(*(number for blob in blobs for number in blob), *_KERNEL_PSW)
-    loader = stage3b[: -_ARGUMENTS.size] if stage3b else DISABLED_WAIT
-    entry = address
-    place(loader + arguments)
+    out.seek(address)
+    with _Line(component_key, encrypt=True) as line:
+        place("kernel", kernel)
+        place("command line", cmdline + b"\0")
+        if initrd is None:
+            blobs.append((0, 0))
+        else:
+            place("initrd", initrd)
+        entry = address
+        arguments = _ARGUMENTS.pack(*(number for blob in blobs for number in blob), *_KERNEL_PSW)
+        place("stage3b", (stage3b[: -_ARGUMENTS.size] if stage3b else DISABLED_WAIT) + arguments)
+        digests = line.finish()
 
-    pld, ald, tld = digests.finish()
     header = headers.build(
         iv=secrets.token_bytes(12),
-        pages=digests.pages,
-        digests=(pld, ald, tld),
+        pages=line.pages,
+        digests=digests,
         slots=[make_slot(host, customer, header_key) for host in hosts],
         customer_key=coordinates(customer.public_key()),
         header_key=header_key,
         secrets=Secrets(secrets.token_bytes(32), component_key, psw_address=entry),
     )
     _write_clear(out, stage3a, headers.build_ipib(placed, HEADER, header_length), header)
-    out.seek(0, io.SEEK_END)
-    return Packed(out.tell(), pld, ald, tld, header[-16:], tuple(placed))
+    out.seek(address)
+    return Packed(address, *digests, header[-16:], tuple(placed))
 
 
 def _write_clear(out: BinaryIO, stage3a: bytes | None, ipib: bytes, header: bytes) -> None:
@@ -224,34 +252,27 @@ def _write_clear(out: BinaryIO, stage3a: bytes | None, ipib: bytes, header: byte
 def read_clear(file: BinaryIO) -> tuple[bytes, Header, list[Component]]:
     """Read what stands in the clear: all bytes before the components, the header, the components' places.
 
-    Raises :class:`ImageError` where these can't be, or overlap.
+    Nothing is verified by a key. Raises :class:`ImageError` where these can't be, or overlap.
     """
-    clear = _read_up_to(file, COMPONENTS)
-    if len(clear) < COMPONENTS:
-        raise ImageError("the file is too short for a Secure Execution image")
-    place = _find_ipib(clear)
-    components, header_address, _ = headers.parse_ipib(clear[place : place + headers.LARGEST_IPIB])
-    where = header_address or clear.find(headers.MAGIC, place)
-    if not place < where < len(clear) and where != HEADER:
-        raise ImageError("the parameter block points to no header")
-    end = components[0].address
-    if not COMPONENTS <= end + headers.LARGEST_HEADER or end > (1 << 20):
-        raise ImageError("the components begin at an impossible place")
-    clear += _read_up_to(file, max(0, end - len(clear)))
-    header = headers.parse(clear[where:end])
-    _check_places(components, where + len(header.raw), header.pages)
-    return clear, header, components
-
-
-def _find_ipib(clear: bytes) -> int:
-    """Find the parameter block: on a page boundary between stage3a and the header."""
-    for place in (IPIB, *range(STAGE3A, COMPONENTS, PAGE)):
+    clear = _read_up_to(file, STAGE3A)
+    while True:  # the parameter block is on a page boundary after stage3a, before or after the header
+        block = _read_up_to(file, PAGE)
+        clear += block
+        if len(block) < PAGE or len(clear) > LARGEST_CLEAR:
+            raise ImageError("no parameter block for protected virtualization is in the file")
         try:
-            headers.parse_ipib(clear[place : place + headers.LARGEST_IPIB])
+            components, header_address, _ = headers.parse_ipib(block)
+            break
         except ImageError:
             continue
-        return place
-    raise ImageError("no parameter block for protected virtualization is in the file")
+    end = components[0].address
+    if not len(clear) <= end <= LARGEST_CLEAR:
+        raise ImageError("the components begin at an impossible place")
+    clear += _read_up_to(file, end - len(clear))
+    where = header_address or next((at for at in range(STAGE3A, end, PAGE) if clear.startswith(headers.MAGIC, at)), end)
+    header = headers.parse(clear[where:])
+    _check_places(components, where + len(header.raw), header.pages)
+    return clear, header, components
 
 
 def _check_places(components: list[Component], start: int, pages: int) -> None:
@@ -277,28 +298,29 @@ def open_image(file: BinaryIO, host: EllipticCurvePrivateKey, sink: Sink, progre
     secrets = headers.open_secrets(header, host)
     names = NAMES if len(components) == len(NAMES) else WITHOUT_INITRD
     position = len(clear)
-    digests = _Digests()
     sinks: dict[str, BinaryIO] = {}
-    for name, component in zip(names, components, strict=True):
-        if component.address > position:
-            _read_up_to(file, component.address - position)
-        padded = -(-component.size // PAGE) * PAGE
-        sinks[name] = io.BytesIO() if name in ("cmdline", "stage3b") else sink(name, padded)
-        if name in ("cmdline", "stage3b") and padded > CHUNK:
-            raise ImageError(f"the {name} is too large")
-        for offset in range(0, padded, CHUNK):
-            data = _read_up_to(file, min(CHUNK, padded - offset))
-            if len(data) < min(CHUNK, padded - offset):
-                raise ImageError("a component leaves the file")
-            digests.add(component, offset, data)
-            sinks[name].write(_xts(secrets.component_key, component, offset, data, encrypt=False))
-            if progress:
-                progress(component.address + offset)
-        position = component.address + padded
-    if digests.finish() != (header.pld, header.ald, header.tld) or digests.pages != header.pages:
+    with _Line(secrets.component_key, encrypt=False) as line:
+        for name, component in zip(names, components, strict=True):
+            _skip(file, component.address - position)
+            padded = -(-component.size // PAGE) * PAGE
+            if name in _SMALL and padded > CHUNK:
+                raise ImageError(f"the {name} is too large")
+            sinks[name] = io.BytesIO() if name in _SMALL else sink(name, padded)
+            for offset in range(0, padded, CHUNK):
+                data = _read_up_to(file, min(CHUNK, padded - offset))
+                if len(data) < min(CHUNK, padded - offset):
+                    raise ImageError("a component leaves the file")
+                line.put(component, offset, data, sinks[name])
+                if progress:
+                    progress(component.address + offset + len(data))
+            position = component.address + padded
+        digests = line.finish()
+    if digests != (header.pld, header.ald, header.tld) or line.pages != header.pages:
         raise ImageError("the components were changed: the header's digests do not hold")
+    if file.read(1):
+        raise ImageError("the file goes on after its last component")
     sizes = _exact_sizes(dict(zip(names, components, strict=True)), sinks)
-    for name in ("cmdline", "stage3b"):
+    for name in _SMALL:
         content = sinks[name]
         content.seek(0)
         sink(name, sizes[name]).write(content.read(sizes[name]))
@@ -307,6 +329,12 @@ def open_image(file: BinaryIO, host: EllipticCurvePrivateKey, sink: Sink, progre
             sinks[name].truncate(sizes[name])
             sinks[name].flush()
     return Contents(sizes, tuple(components), header, secrets)
+
+
+def _skip(file: BinaryIO, size: int) -> None:
+    """Read past a gap between components, holding at most a chunk of it."""
+    while size and (part := file.read(min(size, CHUNK))):
+        size -= len(part)
 
 
 def _exact_sizes(places: dict[str, Component], sinks: dict[str, BinaryIO]) -> dict[str, int]:
