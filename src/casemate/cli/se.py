@@ -1,0 +1,259 @@
+"""``casemate se``: Secure Execution images, packed, opened and shown."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+import click
+
+from casemate.cli.ui import read_input
+
+if TYPE_CHECKING:
+    from casemate.secureexec.image import Packed
+
+_FILE = click.Path(dir_okay=False)
+_LARGEST_LOADER = 1 << 20
+
+
+@click.group()
+def se() -> None:
+    """Pack, open and show Secure Execution images."""
+
+
+@se.command()
+@click.option("--kernel", required=True, type=_FILE, help="The kernel.")
+@click.option("--cmdline", required=True, help="The kernel's command line; @FILE reads it from a file.")
+@click.option("--initrd", required=True, type=_FILE, help="The initrd; - is standard input.")
+@click.option(
+    "--host-key",
+    "host_keys",
+    required=True,
+    multiple=True,
+    type=_FILE,
+    help="Host key document of a machine that may open the image; several are possible. "
+    "Its dates are checked, the chain behind it is not.",
+)
+@click.option("--stage3a", type=_FILE, help="Loader in the clear, machine code for IBM Z (of s390-tools).")
+@click.option("--stage3b", type=_FILE, help="Loader behind the encryption; goes together with --stage3a.")
+@click.option("-o", "--output", required=True, type=_FILE, help="Where the image goes.")
+@click.option("--json", "as_json", is_flag=True, help="Print what was packed as JSON.")
+def pack(
+    kernel: str,
+    cmdline: str,
+    initrd: str,
+    host_keys: tuple[str, ...],
+    stage3a: str | None,
+    stage3b: str | None,
+    output: str,
+    as_json: bool,
+) -> None:
+    """Encrypt kernel, command line and initrd into one image that only the named hosts can open.
+
+    Without the two loaders the image is for the software ultravisor only: no machine can start it by itself.
+
+    \b
+    casemate se pack --kernel vmlinuz --cmdline "console=ttyS0" --initrd initrd.img \\
+        --host-key HKD-9175-02C25B8.crt -o image.img
+    casemate se pack --kernel vmlinuz --cmdline @cmdline --initrd initrd.img \\
+        --host-key first.crt --host-key second.crt \\
+        --stage3a /usr/share/s390-tools/genprotimg/stage3a.bin \\
+        --stage3b /usr/share/s390-tools/genprotimg/stage3b_reloc.bin -o image.img
+    """
+    if (stage3a is None) != (stage3b is None):
+        raise click.UsageError("--stage3a and --stage3b go together")
+    from casemate.secureexec import hostkey, image
+
+    hosts = [hostkey.load(read_input(path, hostkey.LARGEST_DOCUMENT)) for path in host_keys]
+    line = cmdline.encode()
+    if cmdline.startswith("@"):
+        line = read_input(cmdline[1:], image.LARGEST_CMDLINE).rstrip(b"\n")
+    loaders = [read_input(path, _LARGEST_LOADER) if path else None for path in (stage3a, stage3b)]
+    with ExitStack() as files:
+        sources = [files.enter_context(_reading(path)) for path in (kernel, initrd)]
+        total = sum(_size(source) for source in sources)
+        out = files.enter_context(_replacing(Path(output)))
+        progress = files.enter_context(_progress("Packing", total, as_json))
+        packed = image.pack(
+            out,
+            kernel=sources[0],
+            cmdline=line,
+            initrd=sources[1],
+            hosts=hosts,
+            stage3a=loaders[0],
+            stage3b=loaders[1],
+            progress=progress,
+        )
+    _report_packed(output, packed, [host.fingerprint.hex() for host in hosts], as_json)
+
+
+def _report_packed(output: str, packed: Packed, hosts: list[str], as_json: bool) -> None:
+    if as_json:
+        _print_json({"path": output, "size": packed.size, "tag": packed.tag.hex(), "hosts": hosts})
+        return
+    click.echo(f"{output}: {packed.size / 1e6:.1f} MB, tag {packed.tag.hex()}")
+    for host in hosts:
+        click.echo(f"  opens on {host}")
+
+
+@se.command("open")
+@click.argument("image", type=_FILE)
+@click.option("--key", required=True, type=_FILE, help="The host's private key, PEM.")
+@click.option("-o", "--output", required=True, type=click.Path(file_okay=False), help="Directory for the parts.")
+@click.option("--json", "as_json", is_flag=True, help="Print what was in it as JSON.")
+def open_(image: str, key: str, output: str, as_json: bool) -> None:
+    """Verify and decrypt IMAGE with a host's key: kernel, cmdline and initrd go to a directory, for its owner only.
+
+    Where anything of the image does not hold, nothing is left in the directory.
+
+    \b
+    casemate se open image.img --key host.key -o parts
+    """
+    import tempfile
+
+    from casemate.secureexec import hostkey
+    from casemate.secureexec import image as images
+
+    host = hostkey.load_private(read_input(key, hostkey.LARGEST_DOCUMENT))
+    directory = Path(output)
+    beside = directory if directory.is_dir() else directory.parent
+    with ExitStack() as files:
+        file = files.enter_context(_reading(image))
+        files.enter_context(_failing(output, "written"))
+        work = Path(files.enter_context(tempfile.TemporaryDirectory(prefix=".open-", dir=beside)))
+
+        def sink(name: str, _: int) -> BinaryIO:
+            descriptor = os.open(work / name, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
+            return files.enter_context(os.fdopen(descriptor, "w+b"))
+
+        progress = files.enter_context(_progress("Opening", _size(file), as_json))
+        contents = images.open_image(file, host, sink, progress)
+        directory.mkdir(mode=0o700, exist_ok=True)
+        for name in contents.sizes.keys() - {"stage3b"}:
+            (work / name).replace(directory / name)
+    sizes = {name: size for name, size in contents.sizes.items() if name != "stage3b"}
+    if as_json:
+        _print_json({"path": output, "tag": contents.header.tag.hex(), "sizes": sizes})
+        return
+    click.echo(f"{image}: every digest and tag holds; tag {contents.header.tag.hex()}")
+    for name, size in sizes.items():
+        click.echo(f"  {directory / name}  {size} bytes")
+
+
+@se.command()
+@click.argument("image", type=_FILE)
+@click.option("--json", "as_json", is_flag=True, help="Print it as JSON.")
+def show(image: str, as_json: bool) -> None:
+    """Show what anyone can read of IMAGE: hosts, sizes, digests, tag. Nothing of it is proved without a host's key.
+
+    \b
+    casemate se show image.img
+    casemate se show image.img --json
+    """
+    from casemate.secureexec import image as images
+
+    with _reading(image) as file:
+        clear, header, components = images.read_clear(file)
+        size = _size(file)
+    names = images.NAMES if len(components) == len(images.NAMES) else images.WITHOUT_INITRD
+    parts = [
+        {"name": name, "address": part.address, "size": part.size} for name, part in zip(names, components, strict=True)
+    ]
+    facts = {
+        "path": image,
+        "size": size,
+        "tag": header.tag.hex(),
+        "hosts": [slot[:32].hex() for slot in header.slots],
+        "pages": header.pages,
+        "flags": f"{header.flags:#x}",
+        "header_size": len(header.raw),
+        "clear_size": len(clear),
+        "pld": header.pld.hex(),
+        "ald": header.ald.hex(),
+        "tld": header.tld.hex(),
+        "components": parts,
+    }
+    if as_json:
+        _print_json(facts)
+        return
+    for name in ("size", "clear_size", "header_size", "pages", "flags", "tag", "pld", "ald", "tld"):
+        click.echo(f"{name.replace('_', ' '):<12} {facts[name]}")
+    for slot in header.slots:
+        click.echo(f"{'opens on':<12} {slot[:32].hex()}")
+    for name, part in zip(names, components, strict=True):
+        click.echo(f"{name:<12} {part.size} bytes at {part.address:#x}, encrypted")
+
+
+def _print_json(facts: dict[str, Any]) -> None:
+    import json
+
+    click.echo(json.dumps(facts))
+
+
+def _size(file: BinaryIO) -> int:
+    """Return the size of a regular file, 0 for anything else."""
+    return os.fstat(file.fileno()).st_size
+
+
+@contextmanager
+def _failing(where: str, verb: str) -> Iterator[None]:
+    """Turn the system's errors into ours."""
+    from casemate.errors import CasemateError
+
+    try:
+        yield
+    except OSError as error:
+        cause = f"can't be {verb}: {error.strerror}"
+        raise CasemateError(cause, "check the name, the rights and the space", where, id="CLI-FILE") from None
+
+
+@contextmanager
+def _reading(path: str) -> Iterator[BinaryIO]:
+    """Give a file to read, standard input for ``-``."""
+    if path == "-":
+        yield sys.stdin.buffer
+        return
+    with _failing(path, "read"):
+        file = Path(path).open("rb")  # noqa: SIM115  (what fails later is not about this file)
+    with file:
+        yield file
+
+
+@contextmanager
+def _replacing(target: Path) -> Iterator[BinaryIO]:
+    """Give a new file that takes the name ``target`` when all of it is there, and vanishes otherwise."""
+    import tempfile
+
+    with _failing(str(target), "written"), tempfile.TemporaryDirectory(prefix=".pack-", dir=target.parent) as work:
+        new = Path(work) / "image"
+        with new.open("xb") as file:
+            yield file
+        new.replace(target)
+
+
+@contextmanager
+def _progress(title: str, total: int, quiet: bool) -> Iterator[Callable[[int], None] | None]:
+    """Show how far it is, on a terminal, once it has taken two seconds."""
+    import time
+
+    if quiet or not sys.stderr.isatty():
+        yield None
+        return
+    began = time.monotonic()
+    shown = False
+
+    def progress(done: int) -> None:
+        nonlocal shown
+        if time.monotonic() - began > 2:
+            shown = True
+            share = f"{min(100, 100 * done // total)} %" if total else f"{done / 1e6:.0f} MB"
+            sys.stderr.write(f"\r{title}: {share} ")
+            sys.stderr.flush()
+
+    yield progress
+    if shown:
+        sys.stderr.write(f"\r{title}: done in {time.monotonic() - began:.1f} s\n")
