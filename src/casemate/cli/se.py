@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -75,9 +76,8 @@ def pack(
     loaders = [read_input(path, _LARGEST_LOADER) if path else None for path in (stage3a, stage3b)]
     with ExitStack() as files:
         sources = [files.enter_context(_reading(path)) for path in (kernel, initrd)]
-        total = sum(_size(source) for source in sources)
         out = files.enter_context(_replacing(Path(output)))
-        progress = files.enter_context(_progress("Packing", total, as_json))
+        progress = files.enter_context(_progress("Packing", sources, as_json))
         packed = image.pack(
             out,
             kernel=sources[0],
@@ -130,7 +130,7 @@ def open_(image: str, key: str, output: str, as_json: bool) -> None:
             descriptor = os.open(work / name, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
             return files.enter_context(os.fdopen(descriptor, "w+b"))
 
-        progress = files.enter_context(_progress("Opening", _size(file), as_json))
+        progress = files.enter_context(_progress("Opening", [file], as_json))
         contents = images.open_image(file, host, sink, progress)
         directory.mkdir(mode=0o700, exist_ok=True)
         for name in contents.sizes.keys() - {"stage3b"}:
@@ -158,7 +158,7 @@ def show(image: str, as_json: bool) -> None:
 
     with _reading(image) as file:
         clear, header, components = images.read_clear(file)
-        size = _size(file)
+        size = os.fstat(file.fileno()).st_size
     names = images.NAMES if len(components) == len(images.NAMES) else images.WITHOUT_INITRD
     parts = [
         {"name": name, "address": part.address, "size": part.size} for name, part in zip(names, components, strict=True)
@@ -192,11 +192,6 @@ def _print_json(facts: dict[str, Any]) -> None:
     import json
 
     click.echo(json.dumps(facts))
-
-
-def _size(file: BinaryIO) -> int:
-    """Return the size of a regular file, 0 for anything else."""
-    return os.fstat(file.fileno()).st_size
 
 
 @contextmanager
@@ -236,24 +231,26 @@ def _replacing(target: Path) -> Iterator[BinaryIO]:
 
 
 @contextmanager
-def _progress(title: str, total: int, quiet: bool) -> Iterator[Callable[[int], None] | None]:
+def _progress(title: str, files: list[BinaryIO], quiet: bool) -> Iterator[Callable[[int], None] | None]:
     """Show how far it is, on a terminal, once it has taken two seconds."""
     import time
 
     if quiet or not sys.stderr.isatty():
         yield None
         return
+    states = [os.fstat(file.fileno()) for file in files]
+    total = sum(state.st_size for state in states) if all(stat.S_ISREG(state.st_mode) for state in states) else 0
     began = time.monotonic()
-    shown = False
+    shown = began + 1.8
 
     def progress(done: int) -> None:
         nonlocal shown
-        if time.monotonic() - began > 2:
-            shown = True
-            share = f"{min(100, 100 * done // total)} %" if total else f"{done / 1e6:.0f} MB"
-            sys.stderr.write(f"\r{title}: {share} ")
-            sys.stderr.flush()
+        if (now := time.monotonic()) < shown + 0.2:
+            return
+        shown = now
+        share = f"{min(100, 100 * done // total)} %" if total else f"{done / 1e6:.0f} MB"
+        print(f"\r{title}: {share} ", end="", file=sys.stderr, flush=True)
 
     yield progress
-    if shown:
-        sys.stderr.write(f"\r{title}: done in {time.monotonic() - began:.1f} s\n")
+    if time.monotonic() - began > 2:
+        print(f"\r{title}: done in {time.monotonic() - began:.1f} s", file=sys.stderr)
