@@ -30,12 +30,12 @@ from pathlib import Path
 from typing import NoReturn
 
 from casemate.guest import kernel
+from casemate.guest.kernel import ARCHIVE_SERIAL, ROOT_SERIAL
 from casemate.guest.report import Stop
 from casemate.guest.rootdisk import SMALLEST_ROOT_DISK, RootDisk
 
 BAKED = Path("/casemate")
 ROOT = "/sysroot"
-ARCHIVE_SERIAL, ROOT_SERIAL = "casemate-archive", "casemate-root"
 RECORD_PORT = "casemate.record"
 LEAST_MEMORY_MIB = 900
 CIDATA_LIMIT = 16 << 20

@@ -14,6 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_MOVE = 1, 2, 4, 8, 8192
+ARCHIVE_SERIAL, ROOT_SERIAL = "casemate-archive", "casemate-root"
+"""Serial numbers by which a machine names the disks that belong to the image."""
+
 _POWER_OFF = 0x4321FEDC
 _MAGIC1, _MAGIC2 = 0xFEE1DEAD, 672274793
 

@@ -41,7 +41,7 @@ ARCHITECTURE_PACKAGES = {
     "s390x": ("linux-image-s390x", "containernetworking-plugins"),
 }
 
-GUEST_PARTS = ("__init__.py", "errors.py", "messages.py", "secret.py", "cidata.py")
+GUEST_PARTS = ("__init__.py", "errors.py", "secret.py", "cidata.py")
 GUEST_PACKAGES = ("contract", "attestation", "certificates", "luks", "guest")
 
 LEFT_OUT = """
@@ -287,7 +287,7 @@ def configure(root: Path) -> None:
             if link.suffix in (".service", ".socket", ".mount", ".timer", ".path") and link.name not in WANTED:
                 link.unlink()
     (etc / "default.target").symlink_to("/usr/lib/systemd/system/hyperprotect.target")
-    (etc / "ctrl-alt-del.target").symlink_to("/dev/null")
+    (etc / "ctrl-alt-del.target").symlink_to("/usr/lib/systemd/system/poweroff.target")
     for target, wanted in (("sysinit.target", "systemd-networkd.service"), ("local-fs.target", "tmp.mount")):
         wants = etc / f"{target}.wants"
         wants.mkdir()
@@ -305,6 +305,10 @@ def configure(root: Path) -> None:
     (root / "etc/mtab").unlink(missing_ok=True)
     (root / "etc/mtab").symlink_to("/proc/self/mounts")
     write(root / "etc/hosts", b"127.0.0.1 localhost\n")
+    containers = root / "etc/containers"
+    shutil.rmtree(containers / "registries.conf.d", ignore_errors=True)
+    (containers / "policy.json").unlink(missing_ok=True)
+    (containers / "policy.json").symlink_to("/run/casemate-public/policy.json")  # none: the engine starts nothing
     mounts = root / "mnt"
     shutil.rmtree(mounts)
     mounts.symlink_to("var/mnt")

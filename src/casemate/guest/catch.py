@@ -1,0 +1,39 @@
+"""``hpl-catch-failure``: whatever service failed, the machine says so, gives the logs time to leave, and stops."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import time
+
+from casemate.guest.report import run, say
+
+GRACE = 5.0
+"""Seconds between the message and the end, for the logs to reach their backend."""
+
+
+def failed() -> str:
+    """Return the names of the services that failed, as systemd tells them."""
+    try:
+        done = subprocess.run(
+            ["/usr/bin/systemctl", "list-units", "--failed", "--plain", "--no-legend", "hpl-*"],
+            stdout=subprocess.PIPE,
+            timeout=20,
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return "unknown"
+    lines = done.stdout.decode(errors="replace").splitlines()
+    names = [line.split()[0].removesuffix(".service") for line in lines if line.strip()]
+    return ", ".join(name for name in names if re.fullmatch(r"[a-z-]{1,40}", name)) or "unknown"
+
+
+def service() -> None:
+    """Say which service failed; wait; power off."""
+    say("HPL10000E", f"Service failed -> {failed()}: the machine stops in {GRACE:.0f} seconds.")
+    time.sleep(GRACE)
+    subprocess.run(["/usr/bin/systemctl", "--no-block", "poweroff"], check=False)
+
+
+if __name__ == "__main__":
+    raise SystemExit(run(service, "HPL10000E"))

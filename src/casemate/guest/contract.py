@@ -1,0 +1,88 @@
+"""``hpl-contract``: parses both sections, strictly and in a sandbox, and hands each service what it needs.
+
+The seeds go to ``hpl-lukspassphrase`` alone; what workloads may read of the contract has neither seeds nor logins nor
+private keys in it. The text of the sections is removed: from here on there are only checked values.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+from casemate.guest import state
+from casemate.guest.report import Stop, run, say
+
+DECRYPTED = "/var/hyperprotect/user-data.decrypted"
+MOST_SAID = 10
+
+
+def read_sections() -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the checked sections; every problem is said, the first stops."""
+    from casemate.contract.check import check_sections, problems_stop
+    from casemate.contract.document import parse_section
+    from casemate.contract.errors import DocumentError
+
+    opened = []
+    for name in ("workload", "env"):
+        try:
+            opened.append(parse_section((state.CONTRACT / name).read_bytes()))
+        except FileNotFoundError:
+            raise Stop("HPL05002E", f"the contract has no {name}") from None
+        except DocumentError as error:
+            raise Stop("HPL05000E", f"{name}: {error}") from None
+    workload, env = opened
+    problems = check_sections(workload, env)
+    errors = [problem for problem in problems if problem.severity == "error"]
+    for problem in errors[1:MOST_SAID]:
+        say(problem.id, str(problem))
+    if problems_stop(problems):
+        raise Stop(errors[0].id, str(errors[0]))
+    if "compose" not in workload:
+        raise Stop("HPL05003E", "workload: this version starts `compose` workloads only")
+    return workload, env
+
+
+def take_seeds(workload: dict[str, Any], env: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Remove the seeds from both sections and return them by volume."""
+    seeds: dict[str, dict[str, Any]] = {}
+    for party, section in (("workload", workload), ("env", env)):
+        for name, volume in section.get("volumes", {}).items():
+            for key in ("seed", "previousSeed"):
+                if key in volume:
+                    seeds.setdefault(name, {}).setdefault(key, {})[party] = volume.pop(key)
+    return seeds
+
+
+def shown(workload: dict[str, Any], env: dict[str, Any]) -> dict[str, Any]:
+    """Return what a workload may see of the contract: no seeds, no passwords, no private keys."""
+    both = copy.deepcopy({"workload": workload, "env": env})
+    for section in both.values():
+        for login in section.get("auths", {}).values():
+            login.pop("password", None)
+        for volume in section.get("volumes", {}).values():
+            for name in ("apiKey", "kms", "grep11"):
+                volume.pop(name, None)
+    for target in both["env"].get("logging", {}).values():
+        for name in ("key", "iamApiKey", "ingestionKey"):
+            target.pop(name, None)
+    return both
+
+
+def service() -> None:
+    """Check the contract, split it, remove its text."""
+    import json
+
+    workload, env = read_sections()
+    seeds = take_seeds(workload, env)
+    state.write_json(state.SEEDS, seeds)
+    state.write_json(state.SECTIONS / "workload.json", workload)
+    state.write_json(state.SECTIONS / "env.json", env)
+    state.write_json(state.ENVIRONMENT, {**env.get("env", {}), **workload.get("env", {})})
+    with open(DECRYPTED, "w", encoding="utf-8") as file:  # noqa: PTH123
+        json.dump(shown(workload, env), file, indent=1)  # JSON is YAML, and quicker to write
+    for name in ("workload", "env"):
+        (state.CONTRACT / name).unlink()
+
+
+if __name__ == "__main__":
+    raise SystemExit(run(service, "HPL05000E"))

@@ -1,0 +1,71 @@
+"""What one service of the layer leaves for the next, all in memory (tmpfs), readable by root only.
+
+``/run/casemate/``: ``contract/`` (what the bootloader left; gone when ``hpl-contract`` is done), ``sections/workload.json``
+and ``sections/env.json`` (without seeds), ``environment.json`` (the merged variables), ``seeds.json`` (gone when
+``hpl-lukspassphrase`` is done), ``passphrases/`` (gone when ``hpl-storage`` is done), ``auth.json``, ``certificates/``.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from pathlib import Path
+from typing import Any
+
+RUN = Path("/run/casemate")
+CONTRACT = RUN / "contract"
+SECTIONS = RUN / "sections"
+SEEDS = RUN / "seeds.json"
+ENVIRONMENT = RUN / "environment.json"
+PASSPHRASES = RUN / "passphrases"
+AUTH = RUN / "auth.json"
+CERTIFICATES = RUN / "certificates"
+PUBLIC = Path("/run/casemate-public")
+"""What every program of the guest may read: the resolver's configuration, the policy for images."""
+
+
+def write(path: Path, content: bytes | str, mode: int = 0o600) -> None:
+    """Write a file that nobody else could read in between; its directory is made where it is missing."""
+    path.parent.mkdir(mode=0o700 if mode == 0o600 else 0o755, parents=True, exist_ok=True)
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, mode)
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(content.encode() if isinstance(content, str) else content)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a value as JSON, for root only."""
+    write(path, json.dumps(value))
+
+
+def read_json(path: Path) -> Any:
+    """Read what :func:`write_json` wrote."""
+    return json.loads(path.read_bytes())
+
+
+def section(name: str) -> dict[str, Any]:
+    """Return a validated section, without its seeds."""
+    value: dict[str, Any] = read_json(SECTIONS / f"{name}.json")
+    return value
+
+
+def call(*command: str, stdin: bytes = b"", timeout: float = 600, env: dict[str, str] | None = None) -> str:
+    """Run a program of the root and return what it printed. Secrets go by standard input or by file, never by argument.
+
+    Raises :class:`OSError` with the last lines of what it said on standard error.
+    """
+    try:
+        done = subprocess.run(
+            command,
+            input=stdin,
+            capture_output=True,
+            timeout=timeout,
+            check=False,
+            env={"PATH": "/usr/sbin:/usr/bin", "HOME": "/run/casemate", "LC_ALL": "C.UTF-8", **(env or {})},
+        )
+    except subprocess.TimeoutExpired:
+        raise OSError(f"{command[0]} did not end within {timeout:.0f} seconds") from None
+    if done.returncode:
+        said = " ".join(done.stderr.decode(errors="replace").split())[-600:]
+        raise OSError(f"{Path(command[0]).name} ended with {done.returncode}: {said or 'no word'}")
+    return done.stdout.decode(errors="replace")
