@@ -51,8 +51,11 @@ class SoftwareUltravisor:
                 new = Path(work) / "host"
                 new.mkdir(mode=0o700)
                 _make_host_key(new)
-                if not directory.exists():
+                try:
                     new.rename(directory)
+                except OSError:
+                    if not (directory / "host.crt").is_file():  # else another process was faster
+                        raise
         return cls(directory)
 
     @property

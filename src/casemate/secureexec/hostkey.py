@@ -12,7 +12,7 @@ import hashlib
 from dataclasses import dataclass
 
 from cryptography import x509
-from cryptography.exceptions import InvalidTag
+from cryptography.exceptions import InvalidTag, UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.ec import (
     ECDH,
     SECP521R1,
@@ -71,24 +71,24 @@ def load(document: bytes, *, check_validity: bool = True) -> HostKey:
             return HostKey(_p521(load_pem_public_key(document)))
         pem = b"BEGIN CERTIFICATE" in document
         certificate = x509.load_pem_x509_certificate(document) if pem else x509.load_der_x509_certificate(document)
-    except ValueError:
+        key = _p521(certificate.public_key())
+        begins, ends = certificate.not_valid_before_utc, certificate.not_valid_after_utc
+    except (ValueError, UnsupportedAlgorithm, x509.InvalidVersion):
         raise HostKeyError(
             "neither a certificate nor a public key", "give the host key document (.crt) of the machine"
         ) from None
-    key = _p521(certificate.public_key())
-    if check_validity:
-        now = datetime.datetime.now(datetime.UTC)
-        if not certificate.not_valid_before_utc <= now <= certificate.not_valid_after_utc:
-            until = certificate.not_valid_after_utc.date()
-            raise HostKeyError(f"the host key document is not valid today (until {until})", "get the current document")
-    return HostKey(key, certificate.not_valid_after_utc.strftime("%b %-d %H:%M:%S %Y GMT"))
+    if check_validity and not begins <= datetime.datetime.now(datetime.UTC) <= ends:
+        raise HostKeyError(
+            f"the host key document is not valid today (until {ends.date()})", "get the current document"
+        )
+    return HostKey(key, ends.strftime("%b %-d %H:%M:%S %Y GMT"))
 
 
 def load_private(pem: bytes) -> EllipticCurvePrivateKey:
     """Read a host's private key, PEM. Raises :class:`HostKeyError`."""
     try:
         key = load_pem_private_key(pem, None)
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, UnsupportedAlgorithm):
         raise HostKeyError("not a private key without a password") from None
     if not isinstance(key, EllipticCurvePrivateKey) or not isinstance(key.curve, SECP521R1):
         raise HostKeyError("a host key is a P-521 key")

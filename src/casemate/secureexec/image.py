@@ -30,7 +30,6 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import BinaryIO
 
-from cryptography.exceptions import InternalError
 from cryptography.hazmat.primitives.asymmetric.ec import SECP521R1, EllipticCurvePrivateKey, generate_private_key
 from cryptography.hazmat.primitives.ciphers import Cipher
 from cryptography.hazmat.primitives.ciphers.algorithms import AES
@@ -91,15 +90,13 @@ class _Line:
     """
 
     def __init__(self, key: bytes, *, encrypt: bool) -> None:
+        if key[:32] == key[32:]:
+            raise ImageError("the component key is none for AES-XTS: its halves are equal")
         self._pld, self._ald, self._tld = hashlib.sha512(), hashlib.sha512(), hashlib.sha512()
         self.pages = 0
         self._tweak = bytearray(16)
         cipher = Cipher(AES(key), XTS(self._tweak))
         self._encrypt, self._context = encrypt, cipher.encryptor if encrypt else cipher.decryptor
-        try:
-            self._context()
-        except (ValueError, InternalError):
-            raise ImageError("the component key is none for AES-XTS: its halves are equal") from None
         self._hasher, self._writer = ThreadPoolExecutor(1), ThreadPoolExecutor(1)
         self._ring: deque[tuple[bytearray, tuple[Future[object], ...]]] = deque(
             (bytearray(CHUNK + PAGE), ()) for _ in range(3)
