@@ -297,9 +297,28 @@ HOSTILE: dict[str, Callable[[Draft], object]] = {
 }
 
 
+REASONS = {
+    "two components at one address": "overlap",
+    "a component that begins inside another": "overlap",
+    "a component that ends inside another": "overlap",
+    "components out of order": "overlap",
+    "a last component outside the file": "leaves the file",
+    "a component larger than any image": "too far away",
+    "an address that wraps around": "too far away",
+    "an address and a size that wrap around": "too far away",
+    "an address inside a page": "not on a page boundary",
+    "an empty component": "is empty",
+    "a fifth component": "5 components",
+    "no key slot": "no key slot",
+    "too few pages": "number of pages",
+    "no pages": "number of pages",
+    "2^64 - 1 pages": "number of pages",
+}
+
+
 @pytest.mark.parametrize("hostile", HOSTILE)
 def test_a_hostile_image_whose_tag_holds_is_refused(host: Key, parts: list[bytes], hostile: str) -> None:
-    refused(craft(parts, [host], HOSTILE[hostile]), host)
+    refused(craft(parts, [host], HOSTILE[hostile]), host, REASONS.get(hostile, "."))
 
 
 def test_a_slot_with_another_hosts_name_is_refused(host: Key, other: Key, parts: list[bytes]) -> None:
@@ -408,8 +427,8 @@ def flip(data: bytes, at: int) -> bytes:
     return data[:at] + bytes([data[at] ^ 0x20]) + data[at + 1 :]
 
 
-def refused(data: bytes, host: Key) -> None:
-    with pytest.raises(CasemateError) as caught:
+def refused(data: bytes, host: Key, reason: str = ".") -> None:
+    with pytest.raises(CasemateError, match=reason) as caught:
         opened(data, host)
     assert caught.value.id in ("SE-IMAGE", "SE-WRONG-HOST")
     assert caught.value.cause
