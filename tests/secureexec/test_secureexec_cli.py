@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import io
 import json
 import os
@@ -13,13 +14,18 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding
+from cryptography.x509.oid import NameOID
 from se_format import craft, read
 
 from casemate.secureexec.hostkey import HostKey
 
 Key = ec.EllipticCurvePrivateKey
 PROGRAM = (sys.executable, "-c", "from casemate.cli import main; main()", "se")
+NOT_CHECKED = "who signed the host key documents was NOT checked: give --ca and --crl\n"
 
 
 @pytest.fixture
@@ -40,7 +46,7 @@ def pack(work: Path, *more: str, cmdline: str = "console=ttyS0 quiet", initrd: s
     common = ("--kernel", "vmlinuz", "--cmdline", cmdline, "--initrd", initrd, "--host-key", "host.pub")
     done = run(work, "pack", *common, *more, "-o", "image.img", stdin=(work / "initrd.img").read_bytes())
     assert done.returncode == 0, done.stderr
-    assert done.stderr == b""
+    assert done.stderr.decode() == ("" if "--json" in more else NOT_CHECKED)
     return done.stdout.decode()
 
 
@@ -86,6 +92,33 @@ def test_the_loaders_go_together(work: Path, host: Key) -> None:
     assert read(image, host)
     alone = ("--kernel", "vmlinuz", "--cmdline", "x", "--initrd", "initrd.img", "--host-key", "host.pub")
     assert run(work, "pack", *alone, "--stage3a", "stage3a", "-o", "new.img").returncode == 2
+
+
+def test_documents_must_be_signed_by_whom_one_names(work: Path, host: Key, other: Key) -> None:
+    now = datetime.datetime.now(datetime.UTC)
+
+    def certificate(common: str, issuer: str, key: Key, signer: Key, ca: bool) -> None:
+        subject, above = (x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)]) for name in (common, issuer))
+        builder = x509.CertificateBuilder().subject_name(subject).issuer_name(above).public_key(key.public_key())
+        builder = builder.not_valid_before(now - datetime.timedelta(1)).not_valid_after(now + datetime.timedelta(1))
+        builder = builder.serial_number(x509.random_serial_number())
+        builder = builder.add_extension(x509.BasicConstraints(ca, None), critical=True)
+        (work / f"{common}.crt").write_bytes(builder.sign(signer, hashes.SHA512()).public_bytes(Encoding.PEM))
+
+    root, false = (ec.generate_private_key(ec.SECP521R1()) for _ in range(2))
+    certificate("root", "root", root, root, True)
+    certificate("good", "root", host, root, False)
+    certificate("false", "root", other, false, False)
+    common = ("--kernel", "vmlinuz", "--cmdline", "x", "--initrd", "initrd.img", "-o", "image.img")
+    done = run(work, "pack", *common, "--host-key", "good.crt", "--ca", "root.crt", "--json")
+    assert (done.returncode, json.loads(done.stdout)["host_keys_verified"]) == (0, True)
+    (work / "image.img").unlink()
+    for unsigned in ("false.crt", "host.pub"):
+        done = run(work, "pack", *common, "--host-key", "good.crt", "--host-key", unsigned, "--ca", "root.crt")
+        assert (done.returncode, done.stdout) == (1, b"")
+        assert done.stderr.startswith(b"CERT"), done.stderr
+        assert not (work / "image.img").exists()
+    assert run(work, "pack", *common, "--host-key", "good.crt", "--crl", "some.crl").returncode == 2
 
 
 @pytest.mark.parametrize("into_existing", [False, True])

@@ -60,8 +60,9 @@ code,.mono{font-family:ui-monospace,"SF Mono",Menlo,Consolas,"DejaVu Sans Mono",
 .verdict .big{width:52px;height:52px;grid-row:1/3}
 .verdict.proved{border-left-color:var(--proved)}.verdict.refuted{border-left-color:var(--refuted)}
 .verdict.proved h1{color:var(--proved)}.verdict.refuted h1{color:var(--refuted)}
-.development{margin:14px 0 0;border:2px solid var(--stripe);border-radius:14px;padding:14px 22px;background:var(--open-bg)}
-.development b{color:var(--open);letter-spacing:.04em}
+.verdict.development{border-left-color:var(--stripe)}.verdict.development h1{color:var(--open)}
+.warning{margin:14px 0 0;border:2px solid var(--stripe);border-radius:14px;padding:14px 22px;background:var(--open-bg)}
+.warning b{color:var(--open);letter-spacing:.04em}
 .facts{display:flex;flex-wrap:wrap;gap:10px;margin:16px 0 0;padding:0;list-style:none}
 .facts li{border:1px solid var(--line);background:var(--card);border-radius:99px;padding:4px 14px;font-size:14px}
 .facts span{color:var(--soft)}
@@ -104,7 +105,8 @@ dt.h,dd.h{font-weight:650;color:var(--ink);font-size:15.5px}dd.bad{color:var(--r
 .legend{display:grid;gap:8px;padding:18px 22px;margin:0;list-style:none;font-size:14.5px}
 .legend li{display:grid;grid-template-columns:130px 1fr;gap:16px}
 footer{color:var(--soft);font-size:13.5px;margin-top:28px}
-@media(max-width:760px){main{padding:20px 14px}.n{width:34px}.n .c span,.c span.word{display:none}.l{width:42%}
+@media(max-width:760px){main{padding:20px 14px}.n{width:34px;font-size:0!important}.l{width:42%}
+.c .word{position:absolute;width:1px;height:1px;overflow:hidden;clip-path:inset(50%)}
 dl{grid-template-columns:1fr}.verdict{padding:18px}h1{font-size:23px}}
 @media print{:root{color-scheme:light;--bg:#fff;--card:#fff;--ink:#000;--soft:#444;--line:#bbb;--faint:#f6f6f6;
 --proved:#0c6b3d;--proved-bg:#eef8f2;--refuted:#a01f17;--refuted-bg:#fdeeec;--open:#7a4f00;--open-bg:#fff8e8;
@@ -151,15 +153,19 @@ def _icon(outcome: Outcome, kind: str = "i") -> str:
 
 def _headline(verdict: Verdict) -> str:
     outcome = Outcome.PROVED if verdict.holds else Outcome.REFUTED
+    color = "development" if verdict.holds and verdict.development else _CLASS[outcome]
     failed = [row.name for row in verdict.rows if row.asked and row.outcome is not Outcome.PROVED]
     asked = sum(row.asked for row in verdict.rows)
     if verdict.holds:
-        sentence, detail = "Everything that was asked for is proved", f"{asked} of {asked} checks hold."
+        sentence = "Everything that was asked for is proved"
+        if verdict.development:
+            sentence += ", for a DEVELOPMENT TEE"
+        detail = f"{asked} of {asked} checks hold."
     else:
         sentence = "This record does not prove what was asked for"
         detail = f"{len(failed)} of {asked} checks do not hold: {', '.join(failed)}."
     development = (
-        '<div class="development" role="note"><b>DEVELOPMENT TEE</b> — a software ultravisor made this record, or its keys '
+        '<div class="warning" role="note"><b>DEVELOPMENT TEE</b> — a software ultravisor made this record, or its keys '
         "come from a development authority. It shows that the parts fit. It gives no protection from whoever owns the "
         "host, and is never a hardware record.</div>"
     )
@@ -167,7 +173,7 @@ def _headline(verdict: Verdict) -> str:
     facts |= {outcome.value: str(verdict.count(outcome)) for outcome in Outcome if verdict.count(outcome)}
     items = "".join(f"<li><span>{escape(name)}</span> {escape(value)}</li>" for name, value in facts.items())
     return (
-        f'<section class="card verdict {_CLASS[outcome]}">{_icon(outcome, "i big")}<h1>{sentence}</h1>'
+        f'<section class="card verdict {color}">{_icon(outcome, "i big")}<h1>{sentence}</h1>'
         f"<p>{escape(detail)}</p></section>{development if verdict.development else ''}"
         f'<ul class="facts">{items}</ul>'
     )
@@ -226,7 +232,7 @@ def _legend() -> str:
 
 # ------------------------------------------------------------------------------------------------- the picture
 
-_WIDTH, _TOP, _HEIGHT, _GAP = 1040, 6, 96, 56
+_WIDTH, _TOP, _HEIGHT, _GAP = 1040, 6, 112, 56
 _MOST_NODES, _MOST_LINES = 5, 8
 
 
@@ -239,11 +245,15 @@ def _picture(verdict: Verdict) -> str:
         left = index * (width + _GAP)
         if index:
             parts.append(_arrow(left - _GAP + 4, left - 4, _TOP + _HEIGHT / 2, _weaker(state, nodes[index - 1][3])))
+        inside, room = left + 14, width - 28
+        first, second = _two_lines(title, int(room / 8.8))
+        texts = [("k", 23, kind, 7.8), ("t", 45, first, 8.8), ("t", 62, second, 8.8), ("w", _HEIGHT - 12, warning, 8.6)]
+        texts.append(("s", 81 if second else 64, note, 6.5))
         parts.append(
             f'<g><title>{escape(tip)}</title><rect class="box {state}" x="{left:.1f}" y="{_TOP}" width="{width:.1f}" '
-            f'height="{_HEIGHT}" rx="11"/>{_text("k", left + 14, _TOP + 24, kind, width - 28, 7.8)}'
-            f"{_text('t', left + 14, _TOP + 46, title, width - 28, 8)}{_text('s', left + 14, _TOP + 65, note, width - 28, 6.3)}"
-            f"{_text('w', left + 14, _TOP + 84, warning, width - 28, 8.2)}</g>"
+            f'height="{_HEIGHT}" rx="11"/>'
+            + "".join(_text(style, inside, _TOP + y, text, room, each) for style, y, text, each in texts)
+            + "</g>"
         )
     lines, height = _groups(verdict, _WIDTH - width / 2, nodes[-1][3])
     holds = "is proved" if verdict.holds else "is not proved"
@@ -306,7 +316,7 @@ def _groups(verdict: Verdict, start: float, state: str) -> tuple[str, float]:
         parts.append(
             f'<path class="wire {state}" d="M{center:.1f} {bus}V{top - 9}"/><path class="tip {state}" '
             f'd="M{center - 5:.1f} {top - 10}h10l-5 8z"/><rect class="box plain" x="{left:.1f}" y="{top}" '
-            f'width="{width:.1f}" height="{tall}" rx="11"/>{_text("t", left + 15, top + 27, TITLES[group], width - 26, 7.6)}'
+            f'width="{width:.1f}" height="{tall}" rx="11"/>{_text("t", left + 15, top + 27, TITLES[group], width - 26, 8.8)}'
         )
         for index, row in enumerate(rows[group][:_MOST_LINES]):
             y, name = top + 38 + 23 * index, _CLASS[row.outcome]
@@ -330,6 +340,14 @@ def _arrow(left: float, right: float, y: float, state: str) -> str:
         f'<path class="tip {state}" d="M{right - 9:.1f} {y - 5}v10l9 -5z"/>'
         f'<text class="s" x="{(left + right) / 2 - 3:.1f}" y="{y - 9}" text-anchor="middle">signs</text>'
     )
+
+
+def _two_lines(text: str, most: int) -> tuple[str, str]:
+    """Break a name into at most two lines of about so many letters."""
+    import textwrap
+
+    first, *more = textwrap.wrap(text, max(most, 8)) or [""]
+    return first, " ".join(more)
 
 
 def _text(kind: str, x: float, y: float, text: str, width: float, each: float) -> str:

@@ -75,7 +75,7 @@ GROUPS = {
 """Which rows belong together; every other row belongs to ``other``."""
 TITLES = {
     **{"trust": "Who says so", "image": "The image", "machine": "The machine"},
-    **{"cidata": "What the infrastructure delivered", "contract": "The contract", "other": "Other lines"},
+    **{"cidata": "The delivered volume", "contract": "The contract", "other": "Other lines"},
 }
 _FACTS = (records.MACHINE, records.IMAGE_AGE, records.CUID, records.HOST_KEY, records.HOST_KEY_VALID)
 _OPTIONAL = (records.AUDITOR_KEY,)
@@ -212,7 +212,12 @@ def verify(
     rows = [
         row("signature", Outcome.PROVED, "it holds under the key of the attestation certificate", True)
         if signed
-        else row("signature", Outcome.REFUTED, "it belongs to another record, or another image's key made it", True),
+        else row(
+            "signature",
+            Outcome.REFUTED,
+            "the record was changed, or another image's key signed it; it was not read",
+            True,
+        ),
         *_chain_rows(row, chain, bool(crls)),
         *_tee_row(row, tee, parsed.facts.get(records.TEE, "") if parsed else "", require_hardware),
     ]
@@ -222,8 +227,8 @@ def verify(
     known = [name for names in GROUPS.values() for name in names if name not in GROUPS["trust"]]
     for name in dict.fromkeys((*said, *known, *expected)):
         wanted = expected.get(name, [])
-        if name not in said and name in _OPTIONAL and not any(one.value for one in wanted):
-            continue  # not in the record, and nothing has it
+        if name not in said and (name in _OPTIONAL or parsed is None) and not any(one.value for one in wanted):
+            continue  # nothing has it
         outcome, why, asked = _compare(said.get(name), wanted, parsed is not None, trusted, name in MEANINGS)
         rows.append(row(name, outcome, why, asked, said.get(name, "")))
     for line in unknown:
@@ -342,9 +347,7 @@ def _compare(
     """Return outcome, reason, and whether it was asked for."""
     firm = [one for one in expected if one.firm]
     if not read:
-        if expected:
-            return Outcome.NOT_PROVED, "not read: the record's signature does not hold", bool(firm)
-        return Outcome.MISSING, "not read: the record's signature does not hold", False
+        return Outcome.NOT_PROVED, "not read: the record's signature does not hold", bool(firm)
     if said is None:
         if firm:
             return Outcome.REFUTED, f"the record has no such line; {firm[0].source} has a value for it", True

@@ -237,7 +237,7 @@ def show_verdict(verdict: Verdict) -> None:
         console.print(f"\n[bold]{TITLES[group]}[/]")
         table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), show_header=False)
         table.add_column(no_wrap=True, min_width=28)
-        table.add_column()
+        table.add_column(overflow="fold")
         for row in rows:
             sign, style = signs[row.outcome]
             value = f"{row.value[:16]}…" if len(row.value) == 64 else row.value

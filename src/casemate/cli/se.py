@@ -8,14 +8,11 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import Any, BinaryIO
 
 import click
 
 from casemate.cli.ui import read_input
-
-if TYPE_CHECKING:
-    from casemate.secureexec.image import Packed
 
 _FILE = click.Path(dir_okay=False)
 _LARGEST_LOADER = 1 << 20
@@ -36,9 +33,12 @@ def se() -> None:
     required=True,
     multiple=True,
     type=_FILE,
-    help="Host key document of a machine that may open the image; several are possible. "
-    "Its dates are checked, the chain behind it is not.",
+    help="Host key document of a machine that may open the image; several are possible.",
 )
+@click.option(
+    "--ca", "authorities", multiple=True, type=_FILE, help="Who must have signed the documents, up to the root."
+)
+@click.option("--crl", "lists", multiple=True, type=_FILE, help="Revocation list of an issuer.")
 @click.option("--stage3a", type=_FILE, help="Loader in the clear, machine code for IBM Z (of s390-tools).")
 @click.option("--stage3b", type=_FILE, help="Loader behind the encryption; goes together with --stage3a.")
 @click.option("-o", "--output", required=True, type=_FILE, help="Where the image goes.")
@@ -48,6 +48,8 @@ def pack(
     cmdline: str,
     initrd: str,
     host_keys: tuple[str, ...],
+    authorities: tuple[str, ...],
+    lists: tuple[str, ...],
     stage3a: str | None,
     stage3b: str | None,
     output: str,
@@ -55,6 +57,7 @@ def pack(
 ) -> None:
     """Encrypt kernel, command line and initrd into one image that only the named hosts can open.
 
+    Give --ca (and --crl): without, only the dates of host key documents are checked, not who signed them.
     Without the two loaders the image is for the software ultravisor only: no machine can start it by itself.
 
     \b
@@ -62,14 +65,20 @@ def pack(
         --host-key HKD-9175-02C25B8.crt -o image.img
     casemate se pack --kernel vmlinuz --cmdline @cmdline --initrd initrd.img \\
         --host-key first.crt --host-key second.crt \\
+        --ca host-key-signing.crt --ca DigiCertCA.crt --crl host-key.crl \\
         --stage3a /usr/share/s390-tools/genprotimg/stage3a.bin \\
         --stage3b /usr/share/s390-tools/genprotimg/stage3b_reloc.bin -o image.img
     """
     if (stage3a is None) != (stage3b is None):
         raise click.UsageError("--stage3a and --stage3b go together")
+    if lists and not authorities:
+        raise click.UsageError("--crl needs --ca")
     from casemate.secureexec import hostkey, image
 
-    hosts = [hostkey.load(read_input(path, hostkey.LARGEST_DOCUMENT)) for path in host_keys]
+    documents = [read_input(path, hostkey.LARGEST_DOCUMENT) for path in host_keys]
+    hosts = [hostkey.load(document) for document in documents]
+    if authorities:
+        _require_signed(documents, authorities, lists)
     line = cmdline.encode()
     if cmdline.startswith("@"):
         line = read_input(cmdline[1:], image.LARGEST_CMDLINE).rstrip(b"\n")
@@ -88,16 +97,28 @@ def pack(
             stage3b=loaders[1],
             progress=progress,
         )
-    _report_packed(output, packed, [host.fingerprint.hex() for host in hosts], as_json)
-
-
-def _report_packed(output: str, packed: Packed, hosts: list[str], as_json: bool) -> None:
+    fingerprints = [host.fingerprint.hex() for host in hosts]
+    facts = {"path": output, "size": packed.size, "tag": packed.tag.hex(), "hosts": fingerprints}
     if as_json:
-        _print_json({"path": output, "size": packed.size, "tag": packed.tag.hex(), "hosts": hosts})
+        _print_json({**facts, "host_keys_verified": bool(authorities)})
         return
     click.echo(f"{output}: {packed.size / 1e6:.1f} MB, tag {packed.tag.hex()}")
-    for host in hosts:
-        click.echo(f"  opens on {host}")
+    for fingerprint in fingerprints:
+        click.echo(f"  opens on {fingerprint}")
+    if not authorities:
+        click.echo("who signed the host key documents was NOT checked: give --ca and --crl", err=True)
+
+
+def _require_signed(documents: list[bytes], authorities: tuple[str, ...], lists: tuple[str, ...]) -> None:
+    """Raise where a document's chain does not hold up to a root among the authorities."""
+    import datetime
+
+    from casemate.certificates.chain import LARGEST_BUNDLE, LARGEST_CRL, require, verify_chain
+
+    issuers = [read_input(path, LARGEST_BUNDLE) for path in authorities]
+    crls = [read_input(path, LARGEST_CRL) for path in lists]
+    for document in documents:
+        require(verify_chain(document, issuers, crls, time=datetime.datetime.now(datetime.UTC)))
 
 
 @se.command("open")
