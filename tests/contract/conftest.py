@@ -1,13 +1,9 @@
-"""Keys and certificates, made once a session; the program, run in this process."""
+"""Keys and certificates, made once a session."""
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable
-from pathlib import Path
-
 import pytest
-from contract_kit import Pair, Result, make_pair
+from contract_kit import Pair, make_pair
 
 
 @pytest.fixture(scope="session")
@@ -26,24 +22,3 @@ def small() -> Pair:
 def other() -> Pair:
     """Somebody else's key of the same size as ``small``."""
     return make_pair(2048)
-
-
-@pytest.fixture
-def run(
-    monkeypatch: pytest.MonkeyPatch, capfdbinary: pytest.CaptureFixture[bytes], tmp_path: Path
-) -> Callable[..., Result]:
-    """Run the program, in this process, from an empty directory, and return what it printed."""
-    from casemate.cli import main
-
-    monkeypatch.chdir(tmp_path)
-
-    def run(*arguments: object) -> Result:
-        monkeypatch.setattr(sys, "argv", ["casemate", *map(str, arguments)])
-        with pytest.raises(SystemExit) as end:
-            main()
-        sys.stdout.flush()
-        sys.stderr.flush()
-        out, err = capfdbinary.readouterr()
-        return Result(int(end.value.code or 0), out, err.decode())
-
-    return run

@@ -75,12 +75,3 @@ def tar(*members: tuple[tarfile.TarInfo | str, bytes], format: int = tarfile.PAX
                 info.size = len(content)
             archive.addfile(info, io.BytesIO(content))
     return out.getvalue()
-
-
-@dataclass(frozen=True)
-class Result:
-    """What a run of the program gave."""
-
-    code: int
-    out: bytes
-    err: str

@@ -14,13 +14,14 @@ from pathlib import Path
 
 import pytest
 import yaml
-from contract_kit import Pair, Result, craft, pad
+from contract_kit import Pair, craft, pad
 
 from casemate.contract.archive import read_archive
 from casemate.contract.check import check_any, problems_stop
 from casemate.contract.document import parse_contract
 from casemate.contract.signature import verify
 from casemate.contract.token import open_token, seal
+from program import Result
 
 Run = Callable[..., Result]
 DIGEST = "sha256:" + "0123456789abcdef" * 4
