@@ -86,3 +86,14 @@ def test_no_bytes_raise_anything_else(body: bytes, kind: str) -> None:
                 read(data)
             except KeyFileError as error:
                 assert error.cause
+
+
+def test_the_first_block_is_the_key_whatever_a_parser_sees_before_it(small: Pair, other: Pair) -> None:
+    """cryptography reads a block whose first line has no end; we don't, and both must mean the same key."""
+    for kind, first, second in (
+        ("CERTIFICATE", other.certificate, small.certificate),
+        ("PUBLIC KEY", other.public, small.public),
+    ):
+        begin = f"-----BEGIN {kind}-----".encode()
+        hidden = first.replace(begin + b"\n", begin)
+        assert load_public_key(hidden + second).public_numbers() == small.key.public_key().public_numbers()

@@ -48,6 +48,19 @@ def test_a_document_and_a_bare_key_give_the_same_key(host: ec.EllipticCurvePriva
     assert hostkey.load(bare).valid_until == ""
 
 
+def test_a_document_beside_another_key_is_refused(
+    host: ec.EllipticCurvePrivateKey, other: ec.EllipticCurvePrivateKey
+) -> None:
+    """The image would be encrypted for the one, and the chain verified for the other."""
+    genuine = document(host, NOW - DAY, NOW + DAY).public_bytes(Encoding.PEM)
+    another = document(other, NOW - DAY, NOW + DAY).public_bytes(Encoding.PEM)
+    bare = other.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+    hidden = another.replace(b"-----BEGIN CERTIFICATE-----\n", b"-----BEGIN CERTIFICATE-----")
+    for together in (bare + genuine, genuine + bare, another + genuine, hidden + genuine, genuine + hidden):
+        with pytest.raises(HostKeyError, match="more than one"):
+            hostkey.load(together)
+
+
 @pytest.mark.parametrize(("begins", "ends"), [(NOW - 2 * DAY, NOW - DAY), (NOW + DAY, NOW + 2 * DAY)])
 def test_a_document_of_another_time_is_refused(
     host: ec.EllipticCurvePrivateKey, begins: datetime.datetime, ends: datetime.datetime

@@ -192,6 +192,7 @@ def verify(
     from casemate.contract.keys import load_public_key
 
     text, sealed = open_record(record, key)
+    certificate = _alone(certificate)
     public = load_public_key(certificate)
     chain, marked = _chain(certificate, issuers, untrusted, crls, time)
     expected = _expected(reference, contract, volume, files or {})
@@ -249,7 +250,7 @@ def _lines(parsed: records.Record) -> tuple[dict[str, str], list[str]]:
         if name in _FACTS:
             said[name] = value
         elif name != records.TEE:
-            unknown.append(f"{name}: {value}")
+            unknown.append(next(line for line in parsed.lines[1:] if line.startswith(f"{name}:")))
     for name, value in parsed.hashes.items():
         if name in (*said, *_FACTS, *GROUPS["trust"]):
             unknown.append(f"{value} {name}")
@@ -273,6 +274,26 @@ def open_record(record: bytes, key: RSAPrivateKey | None) -> tuple[bytes, str]:
     opened = open_token(record[: LARGEST_TOKEN + 1].decode("latin-1"), key)
     weak = "; it was sealed under a short password, so others may have read it" if opened.short_password else ""
     return opened.plain, f"it opened with the auditor's private key{weak}"
+
+
+def _alone(certificate: bytes) -> bytes:
+    """Return the certificate or key by itself, so that the key and the chain can't be taken from two different ones.
+
+    Who makes up the file may be who forges the record: a second certificate, or one that only one parser sees, is refused
+    or gone.
+    """
+    from casemate.certificates.chain import certificates_of
+    from casemate.certificates.errors import CertificateError
+    from casemate.contract.keys import first_block, kinds
+
+    if not (kinds(certificate) or ["CERTIFICATE"])[0].endswith("CERTIFICATE"):
+        return first_block(certificate)
+    first, *more = certificates_of(certificate)
+    if more:
+        raise CertificateError(
+            "more than one certificate", "give the one in question alone, its issuers as authorities (--ca)"
+        )
+    return first
 
 
 def _chain(
@@ -350,12 +371,12 @@ def _compare(
         return Outcome.NOT_PROVED, "not read: the record's signature does not hold", bool(firm)
     if said is None:
         if firm:
-            return Outcome.REFUTED, f"the record has no such line; {firm[0].source} has a value for it", True
+            return Outcome.REFUTED, f"the record has no such line; by {firm[0].source} it is {firm[0].value}", True
         return Outcome.MISSING, "the record has no such line", False
     for one in firm:
         if one.value != said:
-            wanted = f"has {one.value}" if one.value else "has no such thing"
-            return Outcome.REFUTED, f"{one.source} {wanted}", True
+            wanted = f"it is {one.value}" if one.value else "there is none"
+            return Outcome.REFUTED, f"by {one.source} {wanted}", True
     if not expected:
         if not known:
             return Outcome.UNKNOWN, _NOT_UNDERSTOOD, False

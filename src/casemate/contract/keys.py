@@ -43,6 +43,16 @@ def kinds(pem: bytes) -> list[str]:
     return [match.group(1).decode() for match in _PEM.finditer(pem)]
 
 
+def first_block(pem: bytes) -> bytes:
+    """Return the first PEM block of a text, alone, to be parsed as such: parsers differ in what they take for a block.
+
+    Raises :class:`KeyFileError` where there is none.
+    """
+    if not (match := _PEM.search(pem)):
+        raise KeyFileError("there is no PEM block in it", "give the text from -----BEGIN … to -----END …")
+    return match[0] + b"\n"
+
+
 def load_private_key(pem: bytes, password: bytes | None = None) -> RSAPrivateKey:
     """Load an RSA private key, PEM, PKCS#1 or PKCS#8, with or without a password.
 
@@ -86,11 +96,11 @@ def load_public_key(pem: bytes) -> RSAPublicKey:
         if kind in (b"CERTIFICATE", b"X509 CERTIFICATE"):
             from cryptography.x509 import load_pem_x509_certificate
 
-            key = load_pem_x509_certificate(pem).public_key()
+            key = load_pem_x509_certificate(first_block(pem)).public_key()
         elif kind in (b"PUBLIC KEY", b"RSA PUBLIC KEY"):
             from cryptography.hazmat.primitives.serialization import load_pem_public_key
 
-            key = load_pem_public_key(pem)  # type: ignore[assignment]
+            key = load_pem_public_key(first_block(pem))  # type: ignore[assignment]
         elif kind.endswith(b"PRIVATE KEY"):
             raise KeyFileError("this is a private key; a public key or certificate is needed", "keep it to yourself")
         else:

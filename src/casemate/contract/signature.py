@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from casemate.contract.errors import KeyFileError, SignatureError
-from casemate.contract.keys import kinds, load_public_key, pem_of
+from casemate.contract.keys import first_block, kinds, load_public_key, pem_of
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey, RSAPublicKey
@@ -44,7 +44,7 @@ def read_signing_key(text: str) -> SigningKey:
     from cryptography.x509 import load_pem_x509_certificate
 
     try:
-        certificate = load_pem_x509_certificate(pem)
+        certificate = load_pem_x509_certificate(first_block(pem))
         if hasattr(certificate, "not_valid_after_utc"):
             return SigningKey(key, pem, certificate.not_valid_before_utc, certificate.not_valid_after_utc)
         return SigningKey(  # cryptography 38 has naive times only; they are UTC

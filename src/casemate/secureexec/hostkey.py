@@ -66,6 +66,8 @@ def load(document: bytes, *, check_validity: bool = True) -> HostKey:
     """
     if len(document) > LARGEST_DOCUMENT:
         raise HostKeyError("too large for a host key document")
+    if document.count(b"-----BEGIN ") > 1:  # the image would be for one, the chain verified for the other
+        raise HostKeyError("more than one key or certificate in it", "give each host key document as a file of its own")
     try:
         if b"BEGIN PUBLIC KEY" in document:
             return HostKey(_p521(load_pem_public_key(document)))
