@@ -96,7 +96,7 @@ thead th{color:var(--soft);font-size:12.5px;padding:9px 14px 9px 0}
 .c{display:inline-flex;gap:8px;align-items:center;font-weight:650;font-size:14.5px;white-space:nowrap}
 .n{width:142px}.l{width:248px}
 td.name .mono{font-weight:600;overflow-wrap:anywhere}.about{display:block;color:var(--soft);font-size:14px}
-.value{display:block;overflow-wrap:anywhere}.why{display:block;font-size:14.5px}
+.value,.why,.verdict p{overflow-wrap:anywhere}.value,.why{display:block}.why{font-size:14.5px}
 tr.refuted td,tr.refuted th{background:linear-gradient(var(--refuted-bg),var(--refuted-bg))}
 dl{display:grid;grid-template-columns:130px 1fr;gap:3px 16px;margin:0;padding:18px 22px;font-size:14.5px}
 dl+dl{border-top:1px solid var(--line)}
