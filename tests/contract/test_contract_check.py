@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import base64
 import copy
-import json
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import jsonschema
 import pytest
-from contract_kit import Pair, tar
+from contract_kit import Encoding, Pair, craft, pad, tar
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, generate_private_key
+from cryptography.hazmat.primitives.hashes import SHA256
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -114,7 +117,7 @@ def test_the_schema_is_one_and_says_the_same_as_the_check(workload: Section, env
         ("volumes/data/mount", "/usr", "workload.volumes.data.mount", "directory of the system"),
         ("volumes/data/filesystem", "zfs", "workload.volumes.data.filesystem", "one of ext4, xfs, btrfs"),
         ("volumes/more", {"mount": "/mnt/data", "seed": SEED}, "workload.volumes.more.mount", "of the volume data"),
-        ("volumes/more", {"mount": "/mnt/more", "seed": SEED}, "workload.volumes.more", "env has no seed"),
+        ("volumes/more", {"mount": "/mnt/more", "seed": SEED}, "workload.volumes.more.seed", "has no partner: env has"),
         ("volumes/more", {"mount": "/mnt/more"}, "workload.volumes.more.seed", "is missing"),
         ("env/A", 12, "workload.env.A", "put numbers"),
         ("env/A B", "x", "workload.env", "names of variables"),
@@ -144,9 +147,10 @@ def test_a_problem_of_the_workload_has_its_place(
         ("logging/syslog/prot", 1, "env.logging.syslog.prot", "did you mean port?"),
         ("volumes/data", {}, "env.volumes.data.seed", "is missing"),
         ("volumes/data", {"uv-secret-id": "index-1"}, "env.volumes.data.seed", "not supported yet"),
-        ("volumes/date", {"seed": SEED}, "env.volumes.date", "did you mean data?"),
+        ("volumes/date", {"seed": SEED}, "env.volumes.date.seed", "has no partner"),
         ("volumes/data/seed", None, "env.volumes.data.seed", "15 or more"),
         ("cacerts", [{"a": "AAAA"}, {"b": "AAAA"}], "env.cacerts", "at most one"),
+        ("cacerts", [{"a": "AAAA"}], "env.cacerts[0].a", "neither PEM"),
         ("signingKey", "AAAA", "env.signingKey", "neither PEM"),
         ("signingkey", "AAAA", "env.signingkey", "did you mean signingKey?"),
         ("env", {"A": ["x"]}, "env.env.A", "must be text|be text"),
@@ -176,6 +180,78 @@ def test_all_problems_come_at_once(workload: Section, env: Section) -> None:
         "workload.env.A",
         "env.logging.syslog.port",
     }
+
+
+def test_a_mistake_of_form_hides_no_other_problem(workload: Section, env: Section) -> None:
+    bad = change(workload, "env/A", 1)
+    bad = change(bad, "compose/archive", compose("services: {a: {image: postgres}, b: {build: .}}"))
+    bad = change(bad, "volumes/more", {"seed": "short"})
+    bad = change(bad, "volumes/wrong", [])
+    odd = change(change(env, "logging/syslog/port", 0), "signingKey", "AAAA")
+    found = places(check_sections(bad, odd))
+    assert sorted(found) == [
+        "env.logging.syslog.port",
+        "env.signingKey",
+        "workload.compose.archive, docker-compose.yaml, services.a.image",
+        "workload.compose.archive, docker-compose.yaml, services.b",
+        "workload.env.A",
+        "workload.volumes.more.mount",
+        "workload.volumes.more.seed",
+        "workload.volumes.more.seed",
+        "workload.volumes.wrong",
+    ]
+
+
+def test_nothing_is_said_twice(workload: Section, env: Section) -> None:
+    for section in ({**env, "logging": "yes"}, {**env, "logging": []}):
+        problems = check_sections(workload, section)
+        assert len(problems) == len(set(problems))
+
+
+def dated(pair: Pair, begins: int, ends: int, *, curve: bool = False) -> str:
+    """A certificate over a key, valid from and until so many days from now; over a fresh EC key with ``curve``."""
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "dated")])
+    key = generate_private_key(SECP256R1()) if curve else pair.key
+    return (
+        x509.CertificateBuilder(name, name, key.public_key(), 1)
+        .not_valid_before(NOW + timedelta(days=begins))
+        .not_valid_after(NOW + timedelta(days=ends))
+        .sign(key, SHA256())
+        .public_bytes(Encoding.PEM)
+        .decode()
+    )
+
+
+NOW = datetime(2026, 11, 24, 12, tzinfo=UTC)
+
+
+@pytest.mark.parametrize(
+    ("begins", "ends", "severity", "identifier"),
+    [(-9, -1, "error", "HPL12007E"), (1, 9, "error", "HPL12007E"), (-1, 9, "warning", "HPL12006E"), (-1, 99, "", "")],
+)
+def test_the_certificate_of_a_signing_key_has_its_time(
+    env: Section, small: Pair, begins: int, ends: int, severity: str, identifier: str
+) -> None:
+    dates = change(env, "signingKey", dated(small, begins, ends))
+    found = [problem for problem in check_env(dates, now=NOW) if problem.place == "env.signingKey"]
+    assert [(problem.severity, problem.id) for problem in found] == ([(severity, identifier)] if severity else [])
+    assert check_env(dates) == []  # the rules know no clock of their own
+
+
+def test_certificates_of_the_log_backend_are_read_where_there_is_a_clock(env: Section, small: Pair) -> None:
+    good = env
+    for part in ("server", "cert"):
+        good = change(good, f"logging/syslog/{part}", dated(small, -1, 99))
+    assert check_env(good, now=NOW) == []
+    assert check_env(change(good, "logging/syslog/server", dated(small, -1, 99, curve=True)), now=NOW) == []
+    foreign = change(good, "logging/syslog/cert", dated(small, -1, 99, curve=True))
+    assert places(check_env(foreign, now=NOW)) == ["env.logging.syslog.key"]
+    old = change(good, "logging/syslog/cert", dated(small, -9, -1))
+    assert places(check_env(old, now=NOW), "warning") == ["env.logging.syslog.cert"]
+    damaged = "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"
+    assert places(check_env(change(good, "logging/syslog/server", damaged), now=NOW)) == ["env.logging.syslog.server"]
+    authorities = change(good, "cacerts", [{"mine": base64.b64encode(damaged.encode()).decode()}])
+    assert places(check_env(authorities, now=NOW)) == ["env.cacerts[0].mine"]
 
 
 @pytest.mark.parametrize(
@@ -262,6 +338,50 @@ def test_sealed_sections_are_noted_and_their_form_checked(
     assert places(check_contract(write_contract(Contract(token[:-1], token)))) == ["workload"]
 
 
+def test_who_holds_the_key_checks_what_is_sealed(workload: Section, env: Section, small: Pair, other: Pair) -> None:
+    bad = rewrite(change(workload, "volumes/data/seed", "short")).encode()
+    texts = [seal(text, small.public) for text in (bad, rewrite(env).encode(), base64.b64encode(small.public))]
+    whole = Contract(*texts, sign(texts[0], texts[1], small.key))
+    assert places(check_contract(write_contract(whole), key=small.key)) == ["workload.volumes.data.seed"]
+    assert places(check_any(texts[0].encode() + b"\n", key=small.key)) == ["workload.volumes.data.seed"]
+    swapped = Contract(seal(rewrite(workload).encode(), small.public), *texts[1:], whole.envworkload_signature)
+    assert places(check_contract(write_contract(swapped), key=small.key)) == ["envWorkloadSignature"]
+    assert places(check_contract(write_contract(whole), key=other.key)) == ["workload", "env", "attestationPublicKey"]
+    short = craft(small.key.public_key(), b"\nrest", b"", pad(rewrite(env).encode()))
+    assert "short password" in str(check_any(short.encode(), key=small.key)[0])
+
+
+def test_a_token_by_itself_is_checked(small: Pair) -> None:
+    token = seal(b"type: env\n", small.public).encode()
+    assert places(check_any(token), "note") == [""]
+    assert "damaged token" in str(check_any(token[:-3])[0])
+
+
+def test_the_auditors_key_may_be_base64_of_pem(workload: Section, env: Section, small: Pair) -> None:
+    texts = rewrite(workload), rewrite(change(env, "signingKey", remove=True))
+    assert check_contract(write_contract(Contract(*texts, base64.b64encode(small.public).decode()))) == []
+
+
+def test_an_encryption_certificate_out_of_its_time_is_told(small: Pair) -> None:
+    token = seal(b"x", small.public)
+    data = write_contract(Contract(token, token, token))
+    found = check_contract(data, dated(small, -9, -1).encode(), now=NOW)
+    assert [(one.id, one.severity) for one in found if one.severity != "note"] == [("HPL12013W", "warning")]
+    assert places(check_contract(data, dated(small, -9, 9).encode(), now=NOW), "warning") == ["encryption certificate"]
+    assert not places(check_contract(data, dated(small, -9, 99).encode(), now=NOW), "warning")
+    assert not places(check_contract(data, small.public, now=NOW), "warning")
+
+
+def test_a_missing_section_hides_no_problem_of_the_other() -> None:
+    found = [str(problem) for problem in check_any(b"env: |\n  type: env\n  volumes: {A: {}}\nwrkload: 1\n")]
+    assert any("has no workload" in text for text in found)
+    assert any("wrkload" in text and "did you mean workload" in text for text in found)
+    assert any("env.logging: is missing" in text for text in found) and any(
+        "names of volumes" in text for text in found
+    )
+    assert places(check_any(b"workload:\nenv:\n"))[:2] == ["workload", "env"]
+
+
 @pytest.mark.parametrize(
     ("text", "place"),
     [
@@ -323,9 +443,9 @@ def test_no_section_raises_and_no_message_has_a_value(
         return section
 
     for problems in (
-        check_sections(changed(workload), changed(env)),
+        check_sections(changed(workload), changed(env), now=NOW),
         check_any(write_contract(Contract(rewrite(changed(workload)), rewrite(changed(env))))),
     ):
-        said = json.dumps([str(problem) for problem in problems])
+        said = "".join(str(problem) for problem in problems)
         assert "SECRET" not in said
-        assert "\\n" not in said
+        assert said.isprintable()

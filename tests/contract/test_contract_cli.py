@@ -278,7 +278,7 @@ def test_two_sections_are_checked_against_each_other(run: Run, files: Path) -> N
     (files / "env.yaml").write_text((files / "env.yaml").read_text().replace("data: {", "date: {"))
     result = run("contract", "check", "env.yaml", "workload.yaml", *COMPOSE)
     assert result.code == 1
-    assert b"workload.volumes.data: env has no seed" in result.out and b"did you mean data?" in result.out
+    assert b"workload.volumes.data.seed: has no partner" in result.out and b"did you mean data?" in result.out
 
 
 def test_a_check_tells_the_file_that_is_wrong(run: Run, files: Path) -> None:

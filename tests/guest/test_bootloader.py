@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import base64
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric.rsa import generate_private_key
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
 
+from casemate.contract.token import open_token
 from casemate.guest import bootloader
 from casemate.guest.report import Stop
 
@@ -56,3 +61,17 @@ def test_what_is_no_contract_stops_the_machine() -> None:
     with pytest.raises(Stop) as stop:
         bootloader.open_contract(b"workload: only\n", b"")
     assert stop.value.id == "HPL11001E"
+
+
+@pytest.mark.parametrize("encode", [bytes, base64.b64encode])
+def test_the_record_is_encrypted_for_an_auditors_key_as_tools_write_it(
+    tmp_path: Path, encode: Callable[[bytes], bytes]
+) -> None:
+    key = generate_private_key(65537, 2048)
+    private = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    public = key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+    files = bootloader.write_record(tmp_path, b"1.0", private, encode(public), "1.0")
+    assert "se-checksums.txt" not in files
+    assert open_token(files["se-checksums.txt.enc"].decode(), key).plain == b"1.0"
+    with pytest.raises(Stop):
+        bootloader.write_record(tmp_path, b"1.0", private, b"no key", "1.0")

@@ -3,26 +3,34 @@
     for problem in check_sections(workload, env):
         print(problem)         # workload.volumes.data: env has no seed for this volume; …
 
-``schema.json`` has the form of the sections; what a schema can't say is below, a function a rule. No message holds a
+``schema.json`` has the form of the sections; what a schema can't say is below, a function a rule. A rule takes what has
+the right form and passes over the rest, which the schema has told of: one mistake hides no other. No message holds a
 value of the contract: places, names of keys, and rules only.
+
+The rules know no clock. Where a caller gives ``now``, certificates are parsed and their dates are told too.
 """
 
 from __future__ import annotations
 
+import datetime
 import difflib
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from casemate.contract.archive import Archive, read_archive
-from casemate.contract.document import KEYS, SECTIONS, Contract, exact, parse_contract, parse_section
-from casemate.contract.errors import ContractError, DocumentError, ImageError
+from casemate.contract.document import KEYS, SECTIONS, Contract, exact, outer, parse_section
+from casemate.contract.errors import ContractError, DocumentError, ImageError, TokenError
 from casemate.contract.images import Reference, compose_images, parse_reference, pod_images, read_compose, variables
-from casemate.contract.keys import kinds, pem_of
-from casemate.contract.token import has_form, is_token, load_public_key
+from casemate.contract.keys import first_block, kinds, pem_of, validity
+from casemate.contract.token import has_form, is_token, load_public_key, open_token
+
+if TYPE_CHECKING:
+    from cryptography import x509
+    from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey
 
 Severity = Literal["error", "warning", "note"]
 Section = Mapping[str, Any]
@@ -30,6 +38,9 @@ Section = Mapping[str, Any]
 _SYSTEM = re.compile(
     r"/(proc|sys|dev|run|etc|usr|bin|sbin|lib|lib64|boot|tmp)(/.*)?|/var(/(lib|hyperprotect|log|tmp)(/.*)?)?"
 )
+WARN_DAYS = 30
+"""Certificates that expire sooner are told of."""
+
 _KEY_SERVICES = ("uv-secret-id", "kms", "grep11")
 _PEM_KINDS = {
     "server": ("CERTIFICATE", "HPL01007E"),
@@ -57,48 +68,62 @@ def schema() -> dict[str, Any]:
     return document
 
 
-def check_sections(workload: Section, env: Section) -> list[Problem]:
+def check_sections(workload: Section, env: Section, *, now: datetime.datetime | None = None) -> list[Problem]:
     """Check two opened sections, each by itself and against the other: the whole check of the guest."""
-    return [*check_workload(workload, env), *check_env(env), *_partners(workload, env)]
+    return [*check_workload(workload, env), *check_env(env, now=now), *_partners(workload, env)]
 
 
 def check_workload(workload: Section, env: Section | None = None) -> list[Problem]:
     """Check a workload section; without ``env``, what hangs on the deployer's values is left open."""
-    problems = list(_form("workload", workload))
-    if not problems_stop(problems):
-        problems += _mounts(workload)
-        problems += _workload_seeds(workload)
-        problems += _containers(workload, env)
-    return problems
+    return _with_rules(
+        _form("workload", workload), _mounts(workload), _workload_seeds(workload), _containers(workload, env)
+    )
 
 
-def check_env(env: Section) -> list[Problem]:
+def check_env(env: Section, *, now: datetime.datetime | None = None) -> list[Problem]:
     """Check an env section by itself."""
-    problems = list(_form("env", env))
-    if not problems_stop(problems):
-        problems += _syslog(env)
-        problems += _signing_key(env)
-    return problems
+    return _with_rules(_form("env", env), _syslog(env, now), _authorities(env, now), _signing_key(env, now))
 
 
-def check_contract(data: bytes, certificate: bytes | None = None) -> list[Problem]:
+def _with_rules(form: Iterable[Problem], *rules: Iterable[Problem]) -> list[Problem]:
+    """Join the problems of form and rules; a rule adds nothing where the form is wrong already, nothing is said twice."""
+    problems = dict.fromkeys(form)
+    told = {problem.place for problem in problems}
+    for rule in rules:
+        problems |= dict.fromkeys(problem for problem in rule if problem.place not in told)
+    return list(problems)
+
+
+def check_contract(
+    data: bytes,
+    certificate: bytes | None = None,
+    *,
+    key: RSAPrivateKey | None = None,
+    now: datetime.datetime | None = None,
+) -> list[Problem]:
     """Check ``user-data``: the outer contract and what is plain in it. Sealed parts are noted as not checkable.
 
-    ``certificate`` (PEM) is the one that the tokens should be sealed for; their form is checked against it.
+    ``certificate`` (PEM) is the one that the tokens should be sealed for; their form is checked against it. Who holds
+    the private ``key`` has what is sealed checked too.
     """
     try:
-        contract = parse_contract(data)
+        document = parse_section(data)
     except DocumentError as error:
         return [Problem(error.where, _sentence(error), id="HPL05000E")]
-    problems = [_unknown("", key, KEYS, closed=False) for key in contract.unknown]
+    contract, faults = outer(document)
+    problems = [Problem(fault.where, _sentence(fault), id="HPL05000E") for fault in faults]
+    problems += [_unknown("", name, KEYS, closed=False) for name in contract.unknown]
+    problems += _dates("encryption certificate", certificate, now, ("HPL12011W", "HPL12013W", "warning"))
     opened: dict[str, Section] = {}
     for name in SECTIONS:
         text = contract.workload if name == "workload" else contract.env
-        if is_token(text):
-            problems += _token(name, text, certificate)
+        if not text:
+            continue
+        plain = _opened(name, text, certificate, key, problems)
+        if plain is None:
             continue
         try:
-            opened[name] = parse_section(text.encode())
+            opened[name] = parse_section(plain)
         except DocumentError as error:
             place = f"{name}, {error.where} of its text" if error.where else name
             problems.append(Problem(place, _sentence(error), id="HPL05000E"))
@@ -106,23 +131,37 @@ def check_contract(data: bytes, certificate: bytes | None = None) -> list[Proble
     if workload is not None:
         problems += check_workload(workload, env)
     if env is not None:
-        problems += check_env(env)
+        problems += check_env(env, now=now)
     if workload is not None and env is not None:
         problems += _partners(workload, env)
-    problems += _signature(contract, env)
-    problems += _auditor(contract, certificate)
+    if contract.workload and contract.env:
+        problems += _signature(contract, env)
+    problems += _auditor(contract, certificate, key)
     return problems
 
 
-def check_any(data: bytes, certificate: bytes | None = None) -> list[Problem]:
-    """Check a contract, or one opened section by itself, told apart by the ``type`` that sections have."""
+def check_any(
+    data: bytes,
+    certificate: bytes | None = None,
+    *,
+    key: RSAPrivateKey | None = None,
+    now: datetime.datetime | None = None,
+) -> list[Problem]:
+    """Check a contract, or a section or token by itself; sections are told apart by the ``type`` that they have."""
+    text = data[: 2 << 20].decode("utf-8", "replace").strip()
+    if is_token(text):
+        problems: list[Problem] = []
+        plain = _opened("", text, certificate, key, problems)
+        return problems if plain is None else [*problems, *check_any(plain, certificate, now=now)]
     try:
         section = parse_section(data)
     except DocumentError as error:
         return [Problem(error.where, _sentence(error), id="HPL05000E")]
     if section.get("type") == "workload":
         return check_workload(section)
-    return check_env(section) if section.get("type") == "env" else check_contract(data, certificate)
+    if section.get("type") == "env":
+        return check_env(section, now=now)
+    return check_contract(data, certificate, key=key, now=now)
 
 
 def problems_stop(problems: Iterable[Problem]) -> bool:
@@ -219,43 +258,57 @@ def _sentence(error: ContractError) -> str:
 # ------------------------------------------------------------------------------------------------- volumes
 
 
+def _mapping(value: Any) -> dict[str, Any]:
+    """A mapping, or an empty one where there is something else, of which the schema tells."""
+    return value if isinstance(value, dict) else {}
+
+
+def _volumes(section: Section) -> dict[str, dict[str, Any]]:
+    return {name: value for name, value in _mapping(section.get("volumes")).items() if isinstance(value, dict)}
+
+
 def _mounts(workload: Section) -> Iterator[Problem]:
     used: dict[str, str] = {}
-    for name, volume in workload.get("volumes", {}).items():
+    for name, volume in _volumes(workload).items():
         mount = volume.get("mount", "/mnt/data")
-        place = f"workload.volumes.{name}.mount"
+        place = _place("workload.volumes", [name, "mount"])
+        if not isinstance(mount, str):
+            continue
         if _SYSTEM.fullmatch(mount) or mount == "/var/lib":
             yield Problem(place, "is a directory of the system; mount volumes under /mnt or /data", id="HPL07001E")
         if mount in used:
-            yield Problem(place, f"is the mount point of the volume {used[mount]} already", id="HPL07001E")
+            other = _place("", [used[mount]])
+            yield Problem(place, f"is the mount point of the volume {other} already", id="HPL07001E")
         used.setdefault(mount, name)
 
 
 def _workload_seeds(workload: Section) -> Iterator[Problem]:
-    for name, volume in workload.get("volumes", {}).items():
+    for name, volume in _volumes(workload).items():
         if "seed" not in volume:
-            place = f"workload.volumes.{name}.seed"
+            place = _place("workload.volumes", [name, "seed"])
             yield Problem(place, "is missing: a volume is opened with a seed of each party", id="HPL07001E")
 
 
 def _partners(workload: Section, env: Section) -> Iterator[Problem]:
     """Each volume has a seed in both sections."""
-    ours, theirs = workload.get("volumes", {}), env.get("volumes", {})
-    if not isinstance(ours, dict) or not isinstance(theirs, dict):
-        return
+    ours, theirs = _volumes(workload), _volumes(env)
     for name in ours:
         given = theirs.get(name)
-        if not isinstance(given, dict):
-            yield Problem(_place("workload.volumes", [name]), "env has no seed for this volume", id="HPL07001E")
+        if given is None:
+            if name not in _mapping(env.get("volumes")):
+                place = _place("workload.volumes", [name, "seed"] if "seed" in ours[name] else [name])
+                yield Problem(place, "has no partner: env has no seed for this volume", id="HPL07001E")
         elif "seed" not in given:
             service = next((key for key in _KEY_SERVICES if key in given), None)
             text = f"is missing; {service} in its place is not supported yet" if service else "is missing"
             yield Problem(_place("env.volumes", [name, "seed"]), text, id="HPL07001E")
-    for name in theirs:
-        if name not in ours:
+    for name, volume in theirs.items():
+        if name not in _mapping(workload.get("volumes")):
             near = difflib.get_close_matches(name, list(ours), 1)
-            hint = f"; did you mean {near[0]}?" if near else ""
-            yield Problem(_place("env.volumes", [name]), f"workload has no volume of this name{hint}", id="HPL07001E")
+            hint = f"; did you mean {_place('', near)}?" if near else ""
+            place = _place("env.volumes", [name, "seed"] if "seed" in volume else [name])
+            text = f"has no partner: workload has no volume of this name{hint}"
+            yield Problem(place, text, id="HPL07001E")
 
 
 # ------------------------------------------------------------------------------------------------- containers
@@ -266,31 +319,37 @@ def _containers(workload: Section, env: Section | None) -> Iterator[Problem]:
     given = {**_variables(env or {}), **_variables(workload)}
     trusted = _trusted(workload)
     yield from trusted.problems
-    if "compose" in workload:
+    text = _mapping(workload.get("compose")).get("archive")
+    if isinstance(text, str):
         place = "workload.compose.archive"
         try:
-            archive = read_archive(workload["compose"]["archive"])
+            archive = read_archive(text)
             name, content = archive.compose()
             inside = f"{place}, {name}"
             document = read_compose(content)
         except ContractError as error:
             where = f"{place}, {error.where}" if error.where else place
             yield Problem(where, _sentence(error), id="HPL06006E")
-            return
-        lost = sorted(_unset(document) - given.keys())
-        if env is not None:
-            for variable in lost:
-                yield Problem(inside, f"the variable {variable} is used, and given by neither section", "warning")
-        elif lost:
-            yield Problem(inside, f"env has to give {', '.join(lost)}", "note")
-        for service, image in compose_images(document, _Open(given) if env is None else given).items():
-            yield from _image(_place(f"{inside}, services", [service]) + ".image", image, trusted)
+        else:
+            yield from _services(inside, document, given, trusted, env is None)
     for place, pod in _pods(workload):
         if isinstance(pod, Problem):
             yield pod
         else:
             for inside, image in pod_images(pod):
                 yield from _image(f"{place}.{inside}", image, trusted)
+
+
+def _services(inside: str, document: Any, given: dict[str, str], trusted: _Trust, is_open: bool) -> Iterator[Problem]:
+    """What is wrong with the services of a compose file. ``is_open``: the deployer may give more variables."""
+    lost = sorted(_unset(document) - given.keys())
+    if not is_open:
+        for variable in lost:
+            yield Problem(inside, f"the variable {variable} is used, and given by neither section", "warning")
+    elif lost:
+        yield Problem(inside, f"env has to give {', '.join(lost)}", "note")
+    for service, image in compose_images(document, _Open(given) if is_open else given).items():
+        yield from _image(_place(f"{inside}, services", [service]) + ".image", image, trusted)
 
 
 class _Open(dict[str, str]):
@@ -312,15 +371,14 @@ class _Trust:
 def _trusted(workload: Section) -> _Trust:
     """Return the full names of images that have a key."""
     names, problems = set(), []
-    images = workload.get("images", {})
-    config = workload.get("confidential-containers", {}).get("config", {})
-    cosign = config.get("cosign", {}) if isinstance(config, dict) else {}
+    images = _mapping(workload.get("images"))
+    config = _mapping(_mapping(workload.get("confidential-containers")).get("config"))
     for place, table in (
-        ("workload.images.dct", images.get("dct", {})),
-        ("workload.images.rhs", images.get("rhs", {})),
-        ("workload.confidential-containers.config.cosign", cosign if isinstance(cosign, dict) else {}),
+        ("workload.images.dct", images.get("dct")),
+        ("workload.images.rhs", images.get("rhs")),
+        ("workload.confidential-containers.config.cosign", config.get("cosign")),
     ):
-        for name in table:
+        for name in _mapping(table):
             try:
                 names.add(parse_reference(name).name)
             except ImageError as error:
@@ -357,16 +415,17 @@ def _unset(document: Any) -> set[str]:
 
 def _pods(workload: Section) -> Iterator[tuple[str, Any]]:
     """Give every Pod of a ``play`` section with its place, or a problem."""
-    play = workload.get("play", {})
+    play = _mapping(workload.get("play"))
     for kind in ("resources", "templates"):
-        for number, resource in enumerate(play.get(kind, [])):
-            if resource["kind"] == "Pod":
+        resources = play.get(kind)
+        for number, resource in enumerate(resources if isinstance(resources, list) else []):
+            if _mapping(resource).get("kind") == "Pod":
                 place = f"workload.play.{kind}[{number}]"
                 if kind == "templates" and "{{" in json.dumps(resource.get("spec")):
                     yield place, Problem(place, "a template: its images are known in the machine only", "note")
                 else:
                     yield place, resource
-    if "archive" in play:
+    if isinstance(play.get("archive"), str):
         place = "workload.play.archive"
         try:
             archive: Archive = read_archive(play["archive"])
@@ -390,25 +449,91 @@ def _pods(workload: Section) -> Iterator[tuple[str, Any]]:
 # ------------------------------------------------------------------------------------------------- keys
 
 
-def _syslog(env: Section) -> Iterator[Problem]:
-    syslog = env["logging"].get("syslog", {})
+def _syslog(env: Section, now: datetime.datetime | None) -> Iterator[Problem]:
+    syslog = _mapping(_mapping(env.get("logging")).get("syslog"))
+    keys = {}
     for key, (kind, identifier) in _PEM_KINDS.items():
-        if key in syslog:
-            place = f"env.logging.syslog.{key}"
-            try:
-                found = kinds(pem_of(syslog[key]))
-            except ContractError as error:
-                yield Problem(place, _sentence(error), id="HPL01005E")
+        place = f"env.logging.syslog.{key}"
+        if not isinstance(syslog.get(key), str):
+            continue
+        try:
+            pem = pem_of(syslog[key])
+        except ContractError as error:
+            yield Problem(place, _sentence(error), id="HPL01005E")
+            continue
+        found = kinds(pem)[0]
+        if not found.endswith(kind):
+            yield Problem(place, f"must be a {kind.lower()}", id=identifier)
+        elif "ENCRYPTED" in found or b"Proc-Type: 4,ENCRYPTED" in pem:
+            yield Problem(place, "is protected by a password; remove it, the section is sealed", id="HPL01006E")
+        elif now is not None:
+            keys[key] = _public_half(pem, kind)
+            if keys[key] is None:
+                yield Problem(place, f"the {kind.lower()} is damaged", id=identifier)
+            elif kind == "CERTIFICATE":
+                yield from _dates(place, pem, now, ("HPL01001E", "HPL01001E", "warning"))
+    if keys.get("cert") and keys.get("key") and keys["cert"] != keys["key"]:
+        yield Problem("env.logging.syslog.key", "does not belong to cert, the certificate beside it", id="HPL01009E")
+
+
+def _public_half(pem: bytes, kind: str) -> bytes | None:
+    """The public key of a certificate or private key of any kind, as DER; ``None`` where it can't be read."""
+    from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_pem_private_key
+
+    try:
+        key: Any = _certificate(pem) if kind == "CERTIFICATE" else load_pem_private_key(pem, None)
+        return bytes(key.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo))
+    except Exception:  # whatever a parser makes of it
+        return None
+
+
+def _certificate(pem: bytes) -> x509.Certificate:
+    from cryptography.x509 import load_pem_x509_certificate
+
+    return load_pem_x509_certificate(first_block(pem))
+
+
+def _authorities(env: Section, now: datetime.datetime | None) -> Iterator[Problem]:
+    """The authorities for registries are certificates."""
+    entries = env.get("cacerts")
+    for number, entry in enumerate(entries if isinstance(entries, list) else []):
+        for name, text in _mapping(entry).items():
+            place = _place("env.cacerts", [number, name])
+            if not isinstance(text, str):
                 continue
-            if not found[0].endswith(kind):
-                yield Problem(place, f"must be a {kind.lower()}", id=identifier)
-            elif "ENCRYPTED" in found[0]:
-                yield Problem(place, "is protected by a password; remove it, the section is sealed", id="HPL01006E")
+            try:
+                pem = pem_of(text)
+            except ContractError as error:
+                yield Problem(place, _sentence(error))
+                continue
+            if kinds(pem)[0] != "CERTIFICATE":
+                yield Problem(place, "must be a certificate")
+            elif now is not None and _public_half(pem, "CERTIFICATE") is None:
+                yield Problem(place, "the certificate is damaged")
 
 
-def _signing_key(env: Section) -> Iterator[Problem]:
-    if "signingKey" in env:
-        yield from _attempt("env.signingKey", "HPL12003E", lambda: load_public_key(pem_of(env["signingKey"])))
+def _signing_key(env: Section, now: datetime.datetime | None) -> Iterator[Problem]:
+    place, text = "env.signingKey", env.get("signingKey")
+    if isinstance(text, str):
+        problems = list(_attempt(place, "HPL12003E", lambda: load_public_key(pem_of(text))))
+        yield from problems or _dates(place, pem_of(text), now, ("HPL12006E", "HPL12007E", "error"))
+
+
+def _dates(
+    place: str, pem: bytes | None, now: datetime.datetime | None, told: tuple[str, str, Severity]
+) -> Iterator[Problem]:
+    """Tell of a certificate (not of a bare key) that is not valid now, or not for long: identifiers and severity."""
+    if pem is None or now is None or not kinds(pem) or not kinds(pem)[0].endswith("CERTIFICATE"):
+        return
+    soon, over, severity = told
+    begins, ends = validity(pem)
+    if now < begins:
+        yield Problem(place, f"the certificate is valid only from {begins:%Y-%m-%d}", severity, over)
+    elif now > ends:
+        yield Problem(place, f"the certificate expired on {ends:%Y-%m-%d}", severity, over)
+    elif (ends - now).days < WARN_DAYS:
+        text = f"the certificate expires in {(ends - now).days} days, on {ends:%Y-%m-%d}"
+        yield Problem(place, text, "warning", soon)
 
 
 def _signature(contract: Contract, env: Section | None) -> Iterator[Problem]:
@@ -434,25 +559,43 @@ def _signature(contract: Contract, env: Section | None) -> Iterator[Problem]:
                 yield Problem(place, _sentence(error), id="HPL12001E")
 
 
-def _auditor(contract: Contract, certificate: bytes | None) -> Iterator[Problem]:
-    text = contract.attestation_public_key
+def _auditor(contract: Contract, certificate: bytes | None, key: RSAPrivateKey | None) -> Iterator[Problem]:
+    place, text = "attestationPublicKey", contract.attestation_public_key
     if text is None:
-        yield Problem("attestationPublicKey", "is not given: the record of the machine is not encrypted", "note")
-    elif is_token(text):
-        yield from _token("attestationPublicKey", text, certificate)
+        yield Problem(place, "is not given: the record of the machine is not encrypted", "note")
+        return
+    problems: list[Problem] = []
+    plain = _opened(place, text, certificate, key, problems)
+    yield from problems
+    if plain is not None:
+        yield from _attempt(place, "HPL11002E", lambda: load_public_key(pem_of(plain)))
+
+
+def _opened(
+    place: str, text: str, certificate: bytes | None, key: RSAPrivateKey | None, problems: list[Problem]
+) -> bytes | None:
+    """Return the plain text of a value, or ``None`` where it is sealed and stays so; tell of tokens."""
+    if not is_token(text):
+        return text.encode()
+    if key is not None:
+        try:
+            opened = open_token(text, key)
+        except TokenError as error:
+            problems.append(Problem(place, _sentence(error), id="HPL11001E"))
+            return None
+        if opened.short_password:
+            sentence = (
+                "is sealed under a short password: anyone may be able to open it; seal it again, with new secrets"
+            )
+            problems.append(Problem(place, sentence, "warning"))
+        return opened.plain
+    size = None if certificate is None else load_public_key(certificate).key_size
+    if has_form(text, size):
+        problems.append(Problem(place, "is sealed: its content can't be checked here", "note"))
     else:
-        yield from _attempt("attestationPublicKey", "HPL11002E", lambda: load_public_key(text.encode()))
-
-
-def _token(place: str, text: str, certificate: bytes | None) -> Iterator[Problem]:
-    size = None
-    if certificate is not None:
-        size = load_public_key(certificate).key_size
-    if not has_form(text, size):
         extra = " for this certificate" if size and has_form(text) else ""
-        yield Problem(place, f"is a damaged token, or not one{extra}", id="HPL11001E")
-    else:
-        yield Problem(place, "is sealed: its content can't be checked here", "note")
+        problems.append(Problem(place, f"is a damaged token, or not one{extra}", id="HPL11001E"))
+    return None
 
 
 def _attempt(place: str, identifier: str, action: Callable[[], object]) -> Iterator[Problem]:

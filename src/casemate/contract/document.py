@@ -59,9 +59,19 @@ class Contract:
 
 def parse_contract(data: bytes) -> Contract:
     """Parse ``user-data``. Raises :class:`DocumentError`; says nothing yet about what is inside the sections."""
-    document = parse_section(data)
+    contract, faults = outer(parse_section(data))
+    if faults:
+        raise faults[0]
+    return contract
+
+
+def outer(document: dict[str, Any]) -> tuple[Contract, list[DocumentError]]:
+    """Return what a parsed ``user-data`` holds and everything that is wrong with its form.
+
+    Where something is, the contract is for a check only: a section that is missing or wrong is empty in it.
+    """
     values: dict[str, str | None] = dict.fromkeys(KEYS)
-    mappings = []
+    mappings, faults = [], []
     for key in KEYS:
         value = document.get(key)
         if key in SECTIONS and isinstance(value, dict):
@@ -71,13 +81,13 @@ def parse_contract(data: bytes) -> Contract:
             values[key] = value
         elif key in document:
             kind = "a token, a block string or a mapping" if key in SECTIONS else "text"
-            raise DocumentError(f"must be {kind}, and not empty", where=key)
+            faults.append(DocumentError(f"must be {kind}, and not empty", where=key))
     workload, env, public_key, signature = values.values()
-    if workload is None or env is None:
-        missing = " and ".join(key for key in SECTIONS if values[key] is None)
-        raise DocumentError(f"the contract has no {missing}", "a contract needs both sections, workload and env")
+    if missing := [key for key in SECTIONS if key not in document]:
+        cure = "a contract needs both sections, workload and env"
+        faults.append(DocumentError(f"the contract has no {' and '.join(missing)}", cure))
     unknown = tuple(key for key in document if key not in KEYS)
-    return Contract(workload, env, public_key, signature, tuple(mappings), unknown)
+    return Contract(workload or "", env or "", public_key, signature, tuple(mappings), unknown), faults
 
 
 def exact(contract: Contract) -> tuple[str, str]:

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING
 from casemate.contract.errors import KeyFileError
 
 if TYPE_CHECKING:
+    from datetime import datetime
+
     from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey, RSAPublicKey
 
 SMALLEST_KEY, LARGEST_KEY = 2048, 8192
@@ -111,6 +113,25 @@ def load_public_key(pem: bytes) -> RSAPublicKey:
         raise KeyFileError("not an RSA key", "contracts use RSA keys, of 4096 bits")
     _check_size(key.key_size)
     return key
+
+
+def validity(pem: bytes) -> tuple[datetime, datetime]:
+    """Return from when and until when a certificate, the first block of a text, is valid.
+
+    Raises :class:`KeyFileError`.
+    """
+    from datetime import UTC
+
+    from cryptography.x509 import load_pem_x509_certificate
+
+    try:
+        certificate = load_pem_x509_certificate(first_block(pem))
+        if hasattr(certificate, "not_valid_after_utc"):
+            return certificate.not_valid_before_utc, certificate.not_valid_after_utc
+        # cryptography 38 has naive times only; they are UTC
+        return certificate.not_valid_before.replace(tzinfo=UTC), certificate.not_valid_after.replace(tzinfo=UTC)
+    except ValueError:
+        raise KeyFileError("the certificate is damaged") from None
 
 
 def _check_size(bits: int) -> None:

@@ -10,13 +10,14 @@ from __future__ import annotations
 import base64
 import binascii
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-from casemate.contract.errors import KeyFileError, SignatureError
-from casemate.contract.keys import first_block, kinds, load_public_key, pem_of
+from casemate.contract.errors import SignatureError
+from casemate.contract.keys import kinds, load_public_key, pem_of, validity
 
 if TYPE_CHECKING:
+    from datetime import datetime
+
     from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey, RSAPublicKey
 
 
@@ -41,17 +42,7 @@ def read_signing_key(text: str) -> SigningKey:
     key = load_public_key(pem)
     if kinds(pem)[0] not in ("CERTIFICATE", "X509 CERTIFICATE"):
         return SigningKey(key, pem)
-    from cryptography.x509 import load_pem_x509_certificate
-
-    try:
-        certificate = load_pem_x509_certificate(first_block(pem))
-        if hasattr(certificate, "not_valid_after_utc"):
-            return SigningKey(key, pem, certificate.not_valid_before_utc, certificate.not_valid_after_utc)
-        return SigningKey(  # cryptography 38 has naive times only; they are UTC
-            key, pem, certificate.not_valid_before.replace(tzinfo=UTC), certificate.not_valid_after.replace(tzinfo=UTC)
-        )
-    except ValueError:
-        raise KeyFileError("the certificate is damaged") from None
+    return SigningKey(key, pem, *validity(pem))
 
 
 def message(workload: str, env: str) -> bytes:

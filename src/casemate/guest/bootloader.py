@@ -190,6 +190,7 @@ def _age(created: float, now: float) -> str:
 def write_record(directory: Path, text: bytes, key_pem: bytes, auditor: bytes | None, version: str) -> dict[str, bytes]:
     """Sign the record, encrypt it where the contract has an auditor's key, write the files; return them."""
     from casemate.attestation import record
+    from casemate.contract.keys import pem_of
     from casemate.contract.token import seal
     from casemate.errors import CasemateError
 
@@ -198,7 +199,7 @@ def write_record(directory: Path, text: bytes, key_pem: bytes, auditor: bytes | 
         files["se-checksums.txt"] = text
     else:
         try:
-            files["se-checksums.txt.enc"] = seal(text, auditor).encode()
+            files["se-checksums.txt.enc"] = seal(text, pem_of(auditor)).encode()
         except CasemateError as error:
             raise Stop("HPL11002E", f"the record can't be encrypted for attestationPublicKey: {error.cause}") from None
     for name, content in files.items():
