@@ -44,7 +44,7 @@ def make_pair(bits: int) -> Pair:
     certificate = (
         x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
         .not_valid_before(now - timedelta(days=1))
-        .not_valid_after(now + timedelta(days=9))
+        .not_valid_after(now + timedelta(days=99))
         .sign(key, hashes.SHA256())
     )
     return Pair(key, certificate.public_bytes(Encoding.PEM))

@@ -10,11 +10,14 @@ import stat
 import subprocess
 import sys
 from collections.abc import Callable
+from datetime import datetime
 from pathlib import Path
 
 import pytest
 import yaml
-from contract_kit import Pair, craft, pad
+from contract_kit import Encoding, Pair, craft, pad
+from cryptography import x509
+from cryptography.hazmat.primitives.hashes import SHA256
 
 from casemate.contract.archive import read_archive
 from casemate.contract.check import check_any, problems_stop
@@ -327,6 +330,111 @@ def test_what_a_program_made_is_what_the_check_takes(files: Path) -> None:
     assert not problems_stop(check_any((files / "env.yaml").read_bytes()))
 
 
+@pytest.mark.parametrize("around", ["{}", " {}", "{} ", "\n{}\n\n", "{}\r\n", "\ufeff{}"])
+def test_white_space_around_a_token_does_not_matter(run: Run, files: Path, small: Pair, around: str) -> None:
+    (files / "w.token").write_text(around.format(seal(b"type: env\n", small.public)))
+    assert run("contract", "open", "w.token", "--key", "image.key").out == b"type: env\n"
+    assert "is a token already" in run("contract", "seal", "w.token", *CERT).err
+    command = ("contract", "assemble", "--workload", "w.token", "--env", "w.token")
+    assert run(*command, "-o", "c.yaml").code == 0
+    assert yaml.safe_load((files / "c.yaml").read_bytes())["env"] == (files / "w.token").read_text("utf-8-sig").strip()
+
+
+def test_a_program_reads_what_opened_and_what_was_weak(run: Run, files: Path, small: Pair) -> None:
+    public = small.key.public_key()
+    (files / "good").write_text(seal(b"type: env\n", public))
+    (files / "short").write_text(craft(public, b"\nrest", b"", pad(b"type: env\n")))
+    told = run("contract", "open", "good", "--key", "image.key", "--json")
+    assert json.loads(told.out) == {"plain": "type: env\n", "short_password": []} and told.err == ""
+    told = run("contract", "open", "short", "--key", "image.key", "--json", "-o", "plain")
+    assert json.loads(told.out) == {"output": "plain", "short_password": ["short"]}
+    assert "short password" in told.err and mode(files / "plain") == 0o600
+    (files / "c.yaml").write_text(f"workload: {(files / 'good').read_text()}\nenv: {(files / 'short').read_text()}\n")
+    told = run("contract", "open", "c.yaml", "--key", "image.key", "--json")
+    assert json.loads(told.out)["short_password"] == ["env"]
+
+
+def test_who_holds_the_key_checks_what_is_sealed(run: Run, files: Path) -> None:
+    command = ("contract", "assemble", "--workload", "workload.yaml", *COMPOSE, "--env", "env.yaml", *SIGN, *CERT)
+    told = json.loads(run(*command, "-o", "c.yaml", "--json").out)
+    assert told["output"] == "c.yaml" and all(row["severity"] == "warning" for row in told["problems"])
+    assert run("contract", "check", "c.yaml", "--key", "image.key").code == 0
+    (files / "workload.yaml").write_text((files / "workload.yaml").read_text().replace("aaaaaaaa", "a"))
+    bad = json.loads(run(*command, "--unchecked", "--json").out)["contract"]
+    (files / "c.yaml").write_text(bad)
+    assert run("contract", "check", "c.yaml").code == 0
+    result = run("contract", "check", "c.yaml", "--key", "image.key")
+    assert result.code == 1 and b"workload.volumes.data.seed: must have 15" in result.out
+    result = run("contract", "check", "c.yaml", "--key", "signing.key", "--key-password-file", "password")
+    assert result.code == 1 and b"workload: the token does not open" in result.out
+
+
+def test_a_password_that_is_missing_is_told_with_its_option(run: Run, files: Path) -> None:
+    (files / "c.yaml").write_text("workload: x\nenv: y\n")
+    assert "--key-password-file" in run("contract", "sign", "c.yaml", "--key", "signing.key").err
+
+
+def test_an_expired_certificate_seals_with_a_warning(run: Run, files: Path, small: Pair) -> None:
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "old")])
+    old = (
+        x509.CertificateBuilder(name, name, small.key.public_key(), 1)
+        .not_valid_before(datetime(2020, 1, 1))
+        .not_valid_after(datetime(2021, 1, 1))
+        .sign(small.key, SHA256())
+    )
+    (files / "old.crt").write_bytes(old.public_bytes(Encoding.PEM))
+    result = run("contract", "seal", "env.yaml", "--cert", "old.crt")
+    assert result.code == 0 and "2020-01-01 to 2021-01-01" in result.err
+    assert open_token(result.out.decode(), small.key).plain == (files / "env.yaml").read_bytes()
+    (files / "c.yaml").write_bytes(b"workload: " + result.out + b"env: " + result.out)
+    assert (
+        b"encryption certificate: the certificate expired"
+        in run("contract", "check", "c.yaml", "--cert", "old.crt").out
+    )
+
+
+# ------------------------------------------------------------------------------------------------- where it is written
+
+
+def test_an_output_that_is_no_file_is_written_to_and_stays(run: Run, files: Path) -> None:
+    os.mkfifo(files / "pipe")
+    reader = os.open(files / "pipe", os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        assert run("contract", "seal", "env.yaml", *CERT, "-o", "pipe").code == 0
+        assert os.read(reader, 30).startswith(b"hyper-protect-basic.")
+    finally:
+        os.close(reader)
+    assert stat.S_ISFIFO((files / "pipe").stat().st_mode)
+    (files / "link").symlink_to("there")
+    for _ in range(2):
+        assert run("contract", "seal", "env.yaml", *CERT, "-o", "link").code == 0
+    assert (files / "link").is_symlink() and (files / "there").read_bytes().startswith(b"hyper-protect-basic.")
+    result = run("contract", "seal", "env.yaml", *CERT, "-o", "compose")
+    assert result.code == 1 and "Is a directory" in result.err
+
+
+def test_an_output_is_no_more_readable_than_the_user_wants(run: Run, files: Path) -> None:
+    before = os.umask(0o077)
+    try:
+        run("contract", "seal", "env.yaml", *CERT, "-o", "token")
+    finally:
+        os.umask(before)
+    assert mode(files / "token") == 0o600
+    (files / "plain").write_text("")
+    run("contract", "open", "token", "--key", "image.key", "-o", "plain")
+    assert mode(files / "plain") == 0o600
+    assert not [path for path in files.iterdir() if path.name.startswith(".")]
+
+
+@pytest.mark.parametrize("command", [("seal", "env.yaml", *CERT), ("check", "env.yaml"), ("schema",)])
+def test_a_full_disk_behind_standard_output_is_a_sentence(files: Path, command: tuple[str, ...]) -> None:
+    program = [sys.executable, "-c", "from casemate.cli import main; main()", "contract", *command]
+    with Path("/dev/full").open("wb") as full:
+        ended = subprocess.run(program, cwd=files, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert ended.returncode == 1
+    assert ended.stderr == "CLI-FILE: standard output: No space left on device\n"
+
+
 # ------------------------------------------------------------------------------------------------- volume
 
 
@@ -339,6 +447,8 @@ def test_the_passphrase_comes_from_seeds_in_order(run: Run, tmp_path: Path) -> N
     assert run("volume", "passphrase", "--seed-file", "one", "--seed-file", "two", "-o", "key").code == 0
     assert (tmp_path / "key").read_text() == expected
     assert mode(tmp_path / "key") == 0o600
+    told = run("volume", "passphrase", "--seed", one, "--seed", two, "--json")
+    assert json.loads(told.out) == {"passphrase": expected}
 
 
 def test_seeds_that_are_none_are_refused(run: Run, tmp_path: Path) -> None:

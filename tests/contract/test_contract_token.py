@@ -17,7 +17,7 @@ slow = settings(max_examples=40, deadline=None, suppress_health_check=[HealthChe
 PASSWORD = b"0123456789abcdef" * 2
 
 
-@given(plain=st.binary(max_size=400))
+@given(plain=st.text(max_size=400).map(str.encode))
 @slow
 def test_what_is_sealed_opens(small: Pair, plain: bytes) -> None:
     opened = open_token(seal(plain, small.key.public_key()), small.key)
@@ -160,6 +160,14 @@ def test_a_wrong_padding_is_refused_with_the_same_sentence(small: Pair, padded: 
     with pytest.raises(TokenError) as empty:
         open_token("", small.key)
     assert refused.value.diagnostics() == empty.value.diagnostics()
+
+
+def test_what_is_no_text_is_neither_sealed_nor_opened(small: Pair) -> None:
+    with pytest.raises(TokenError, match="not UTF-8 at byte 2"):
+        seal(b"ab\xff", small.public)
+    garbage = bytes(range(150, 181)) + b"\x01"  # what a wrong key makes of a token, once in 256 times
+    with pytest.raises(TokenError, match="does not open"):
+        open_token(craft(small.key.public_key(), PASSWORD, PASSWORD, garbage), small.key)
 
 
 def test_a_text_that_is_not_accepted_gives_the_same_sentence_as_a_wrong_padding(small: Pair) -> None:

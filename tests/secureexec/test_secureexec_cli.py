@@ -149,6 +149,17 @@ def test_a_failed_pack_leaves_the_older_image(work: Path) -> None:
     assert ((work / "image.img").read_bytes(), sorted(os.listdir(work))) == (before, names)
 
 
+def test_an_image_goes_to_a_file_and_nowhere_else(work: Path) -> None:
+    os.mkfifo(work / "pipe")
+    common = ("pack", "--kernel", "vmlinuz", "--cmdline", "x", "--initrd", "initrd.img", "--host-key", "host.pub", "-o")
+    done = run(work, *common, "pipe")
+    assert done.returncode == 1 and b"is not a regular file" in done.stderr
+    assert stat.S_ISFIFO((work / "pipe").stat().st_mode)
+    (work / "link.img").symlink_to("there.img")
+    assert run(work, *common, "link.img").returncode == 0
+    assert (work / "link.img").is_symlink() and (work / "there.img").is_file()
+
+
 def test_another_host_is_told_so_as_json_too(work: Path) -> None:
     pack(work)
     done = run(work, "open", "image.img", "--key", "other.key", "-o", "out", "--json")

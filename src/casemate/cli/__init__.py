@@ -99,3 +99,9 @@ def main() -> NoReturn:
     except BrokenPipeError:
         sys.stderr.close()
         sys.exit(1)
+    except OSError as error:  # files have their own errors; this is a full disk behind standard output, or the like
+        import os
+
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what is still in the buffer would fail again at the end
+        print(f"CLI-FILE: {error.filename or 'standard output'}: {error.strerror}", file=sys.stderr)
+        sys.exit(1)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -13,9 +13,10 @@ from casemate.cli.ui import read_input, write_output
 from casemate.errors import CasemateError
 
 if TYPE_CHECKING:
+    from datetime import datetime
     from pathlib import Path
 
-    from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey, RSAPublicKey
+    from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey
 
     from casemate.contract.check import Problem
     from casemate.contract.document import Contract
@@ -117,7 +118,9 @@ def seal(
     if compose is not None and len(files) > 1:
         raise click.UsageError("--compose goes with one FILE")
     with _about(cert):
-        key = token.load_public_key(read_input(cert, LARGEST))
+        pem = read_input(cert, LARGEST)
+        key = token.load_public_key(pem)
+    _warn_of_dates(cert, pem)
 
     def seal_one(name: str) -> str:
         with _about(name):
@@ -214,6 +217,7 @@ def sign(file: str, key: str, key_password_file: str | None, output: str | None,
 @compose_option
 @click.option("--unchecked", is_flag=True, help="Write it even if the check finds errors.")
 @output_option
+@json_option
 def assemble(
     workload: str,
     env: str,
@@ -224,6 +228,7 @@ def assemble(
     compose: str | None,
     unchecked: bool,
     output: str | None,
+    as_json: bool,
 ) -> None:
     """Put a contract together: check what is plain, seal it (with --cert), sign (with --sign-with).
 
@@ -241,7 +246,9 @@ def assemble(
     from casemate.contract.token import is_token, load_public_key
     from casemate.contract.token import seal as seal_text
 
-    public = _public_key(cert, load_public_key) if cert else None
+    certificate = read_input(cert, LARGEST) if cert else None
+    with _about(cert or ""):
+        public = load_public_key(certificate) if certificate is not None else None
     private = _private_key(sign_with, key_password_file) if sign_with else None
     auditor = None if attestation_key is None else _text(attestation_key)
     plain = Contract(_text(workload, compose), _text(env), auditor)
@@ -254,27 +261,43 @@ def assemble(
     def sealed(text: str) -> str:
         return text if public is None or is_token(text) else seal_text(text.encode(), public)
 
-    problems = check_contract(write_contract(signed(plain)), read_input(cert, LARGEST) if cert else None)
-    _print_problems([problem for problem in problems if problem.severity != "note"], err=True)
+    problems = check_contract(write_contract(signed(plain)), certificate, now=_now())
+    problems = [problem for problem in problems if problem.severity != "note"]
+    _print_problems(problems, err=True)
     if any(problem.severity == "error" for problem in problems) and not unchecked:
         raise CasemateError("the contract has errors, and is not written", "they stand above", id="CONTRACT-CHECK")
     whole = Contract(sealed(plain.workload), sealed(plain.env), sealed(auditor) if auditor is not None else None)
-    write_output(output, write_contract(signed(whole)), 0o644 if public is not None else 0o600)
+    written = write_contract(signed(whole))
+    if output is not None or not as_json:
+        write_output(output, written, 0o644 if public is not None else 0o600)
+    if as_json:
+        where = {"contract": written.decode()} if output is None else {"output": output}
+        _print_json({**where, "problems": _rows(problems)})
 
 
 @contract.command()
 @click.argument("files", nargs=-1, required=True, metavar="FILE...")
 @certificate_option
+@click.option("--key", help="The private key that tokens were sealed for, PEM: what is sealed is checked too.")
+@password_option
 @compose_option
 @json_option
-def check(files: tuple[str, ...], cert: str | None, compose: str | None, as_json: bool) -> None:
+def check(
+    files: tuple[str, ...],
+    cert: str | None,
+    key: str | None,
+    key_password_file: str | None,
+    compose: str | None,
+    as_json: bool,
+) -> None:
     """Check a contract, or a section before it is sealed: every problem at once, with its place.
 
     Two FILEs, a workload and an env section, are checked against each other too. The exit code is 1 if there is an
-    error; warnings and notes leave it 0.
+    error; warnings and notes leave it 0. What is sealed can be checked by the holder of the key only.
 
     \b
     casemate contract check contract.yaml --cert encryption.crt
+    casemate contract check contract.yaml --key encryption.key
     casemate contract check workload.yaml --compose compose
     casemate contract check workload.yaml env.yaml --json
     """
@@ -287,6 +310,8 @@ def check(files: tuple[str, ...], cert: str | None, compose: str | None, as_json
     if cert and certificate is not None:
         with _about(cert):
             load_public_key(certificate)
+    private = _private_key(key, key_password_file) if key else None
+    now = _now()
     if compose is not None:
         first = next((name for name in files if _is_section(texts[name], "workload")), None)
         if first is None:
@@ -296,16 +321,12 @@ def check(files: tuple[str, ...], cert: str | None, compose: str | None, as_json
     pair = [name for kind in ("workload", "env") for name in files if _is_section(texts[name], kind)]
     found: dict[str, list[Problem]] = {}
     if len(files) == len(pair) == 2 and _is_section(texts[pair[1]], "env"):
-        found[" and ".join(pair)] = check_sections(*(parse_section(texts[name]) for name in pair))
+        found[" and ".join(pair)] = check_sections(*(parse_section(texts[name]) for name in pair), now=now)
     else:
-        found = {name: check_any(text, certificate) for name, text in texts.items()}
+        found = {name: check_any(text, certificate, key=private, now=now) for name, text in texts.items()}
     stop = any(problems_stop(problems) for problems in found.values())
     if as_json:
-        rows = [
-            {"file": name, "place": row.place, "text": row.text, "severity": row.severity, "id": row.id}
-            for name, problems in found.items()
-            for row in problems
-        ]
+        rows = [{"file": name, **row} for name, problems in found.items() for row in _rows(problems)]
         _print_json({"ok": not stop, "problems": rows})
     else:
         for name, problems in found.items():
@@ -324,11 +345,13 @@ def check(files: tuple[str, ...], cert: str | None, compose: str | None, as_json
 @click.option("--key", required=True, help="The private key that it was sealed for, PEM.")
 @password_option
 @output_option
-def open_(file: str, key: str, key_password_file: str | None, output: str | None) -> None:
+@json_option
+def open_(file: str, key: str, key_password_file: str | None, output: str | None, as_json: bool) -> None:
     """Open a token, an encrypted record or all tokens of a contract, for those who hold the key.
 
     A token that was sealed under a short password (a known slip of common tools) opens with a warning: who has it may
-    guess the password, so its secrets should be replaced. -o writes a file that only its owner may read.
+    guess the password, so its secrets should be replaced. -o writes a file that only its owner may read. --json names
+    what was sealed under a short password, and holds the text unless -o says where it goes.
 
     \b
     casemate contract open workload.token --key encryption.key -o workload.yaml
@@ -337,6 +360,7 @@ def open_(file: str, key: str, key_password_file: str | None, output: str | None
     from casemate.contract.token import is_token, open_token
 
     private = _private_key(key, key_password_file)
+    short: list[str] = []
 
     def opened(text: str, name: str) -> bytes:
         if not is_token(text):
@@ -344,6 +368,7 @@ def open_(file: str, key: str, key_password_file: str | None, output: str | None
         with _about(name):
             result = open_token(text, private)
         if result.short_password:
+            short.append(name)
             click.echo(
                 f"warning: {name}: sealed under a short password, perhaps an empty one: anyone may be able to open it\n"
                 "  replace the secrets in it, and seal them again with `casemate contract seal`",
@@ -351,10 +376,17 @@ def open_(file: str, key: str, key_password_file: str | None, output: str | None
             )
         return result.plain
 
+    def give(plain: bytes) -> None:
+        if output is not None or not as_json:
+            write_output(output, plain, 0o600)
+        if as_json:
+            where = {"plain": _utf8(plain)} if output is None else {"output": output}
+            _print_json({**where, "short_password": short})
+
     data = read_input(file, LARGEST)
-    text = data.decode("utf-8", "replace")
+    text = data.decode("utf-8", "replace").removeprefix("\ufeff").strip()
     if is_token(text):
-        write_output(output, opened(text, file), 0o600)
+        give(opened(text, file))
         return
 
     from casemate.contract.document import Contract, parse_contract, write_contract
@@ -372,7 +404,7 @@ def open_(file: str, key: str, key_password_file: str | None, output: str | None
         plain = write_contract(Contract(texts[0] or "", texts[1] or "", texts[2]))
     if given.envworkload_signature is not None:
         click.echo("the signature is left out: it covers the sealed sections, not the opened ones", err=True)
-    write_output(output, plain, 0o600)
+    give(plain)
 
 
 @contract.command("schema")
@@ -414,6 +446,29 @@ def _print_problems(problems: Iterable[Problem], *, err: bool = False) -> None:
         click.echo(f"{click.style(f'{problem.severity:<8}', fg=colours[problem.severity])}{problem}", err=err)
 
 
+def _rows(problems: Iterable[Problem]) -> list[dict[str, str]]:
+    return [{"place": row.place, "text": row.text, "severity": row.severity, "id": row.id} for row in problems]
+
+
+def _now() -> datetime:
+    from datetime import UTC, datetime
+
+    return datetime.now(UTC)
+
+
+def _warn_of_dates(name: str, pem: bytes) -> None:
+    """Tell of an encryption certificate that is out of its time: a token of it opens, but the image may be old too."""
+    from casemate.contract.keys import kinds, validity
+
+    if kinds(pem)[0].endswith("CERTIFICATE"):
+        begins, ends = validity(pem)
+        if not begins <= _now() <= ends:
+            dates = f"{begins:%Y-%m-%d} to {ends:%Y-%m-%d}"
+            click.echo(
+                f"warning: {name}: the certificate is not valid today ({dates}); is there a newer image?", err=True
+            )
+
+
 def _make_directory(path: Path) -> None:
     try:
         path.mkdir(parents=True, exist_ok=True)
@@ -434,14 +489,14 @@ def _text(name: str, compose: str | None = None) -> str:
 
     with _about(name):
         data = read_input(name, LARGEST)
-        text = _utf8(data if compose is None else _with_archive(data, compose))
-    return text.strip() if is_token(text) else text
+        text = _utf8(data if compose is None else _with_archive(data, compose)).removeprefix("\ufeff")
+    return text.strip() if is_token(text.strip()) else text
 
 
 def _to_seal(name: str, compose: str | None) -> bytes:
     """Read what is to be sealed; refuse what nobody means to seal."""
     data = read_input(name, LARGEST)
-    if data.startswith((b"hyper-protect-basic.", b"contract-basic.")):
+    if data.lstrip(b"\xef\xbb\xbf \t\r\n").startswith((b"hyper-protect-basic.", b"contract-basic.")):
         raise CasemateError("is a token already", "seal the plain text", id="CONTRACT-TOKEN")
     if data.lstrip().startswith(b"-----BEGIN ") and b"PRIVATE KEY-----" in data:
         raise CasemateError("is a private key", "keep it to yourself; seal its public half", id="CONTRACT-KEY")
@@ -516,11 +571,6 @@ def _is_section(data: bytes, kind: str) -> bool:
         return False
 
 
-def _public_key(name: str, load: Callable[[bytes], RSAPublicKey]) -> RSAPublicKey:
-    with _about(name):
-        return load(read_input(name, LARGEST))
-
-
 def _private_key(name: str, password_file: str | None) -> RSAPrivateKey:
     """Load a private key; its password is the first line of a file, or asked for on a terminal."""
     from casemate.contract.keys import load_private_key
@@ -531,5 +581,11 @@ def _private_key(name: str, password_file: str | None) -> RSAPrivateKey:
         password = read_input(password_file, 4096).split(b"\n", 1)[0].removesuffix(b"\r")
     elif b"ENCRYPTED" in pem and name != "-" and sys.stdin.isatty():
         password = click.prompt(f"Password of {name}", hide_input=True, err=True).encode()
+    elif b"ENCRYPTED" in pem:
+        cause, cure = (
+            "the private key is protected by a password",
+            "give a file that holds it: --key-password-file FILE",
+        )
+        raise CasemateError(cause, cure, name, id="CONTRACT-KEY")
     with _about(name):
         return load_private_key(pem, password)

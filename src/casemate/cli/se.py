@@ -244,6 +244,12 @@ def _replacing(target: Path) -> Iterator[BinaryIO]:
     """Give a new file that takes the name ``target`` when all of it is there, and vanishes otherwise."""
     import tempfile
 
+    from casemate.errors import CasemateError
+
+    target = target.resolve()
+    if target.exists() and not target.is_file():
+        cause, cure = "is not a regular file, and an image is written in several places", "name a file"
+        raise CasemateError(cause, cure, str(target), id="CLI-FILE")
     with _failing(str(target), "written"), tempfile.TemporaryDirectory(prefix=".pack-", dir=target.parent) as work:
         new = Path(work) / "image"
         with new.open("xb") as file:

@@ -58,26 +58,38 @@ def read_input(path: str, limit: int) -> bytes:
 
 
 def write_output(path: str | None, data: bytes, mode: int = 0o644) -> None:
-    """Write to a file, whole or not at all; to standard output where ``path`` is ``None`` or ``-``."""
+    """Write to a file, whole or not at all; to standard output where ``path`` is ``None`` or ``-``.
+
+    A new file takes the place of an old one; a link stays and what it leads to is replaced. What is no regular file, a
+    device or a pipe, is written to. ``mode`` is what the user's umask leaves of it.
+    """
     if path in (None, "-"):
         sys.stdout.buffer.write(data)
         sys.stdout.buffer.flush()
         return
     import os
-    import tempfile
-    from pathlib import Path
+    import stat
 
-    target = Path(path or "")
+    target = os.path.realpath(path or "")
     try:
-        with tempfile.NamedTemporaryFile(dir=target.parent, prefix=f".{target.name}-", delete=False) as new:
-            try:
-                new.write(data)
-                new.flush()
-                os.fchmod(new.fileno(), mode)
-                Path(new.name).replace(target)
-            except BaseException:
-                Path(new.name).unlink(missing_ok=True)
-                raise
+        try:
+            regular = stat.S_ISREG(os.stat(target).st_mode)  # noqa: PTH116  (every command pays for pathlib)
+        except FileNotFoundError:
+            regular = True
+        if not regular:
+            with open(target, "wb") as file:  # noqa: PTH123
+                file.write(data)
+            return
+        directory, name = os.path.split(target)
+        new = os.path.join(directory, f".{name}-{os.urandom(8).hex()}")  # noqa: PTH118
+        descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
+        try:
+            with open(descriptor, "wb") as file:  # noqa: PTH123
+                file.write(data)
+            os.replace(new, target)  # noqa: PTH105
+        except BaseException:
+            os.unlink(new)  # noqa: PTH108
+            raise
     except OSError as error:
         raise CasemateError(
             f"can't be written: {error.strerror}", "check the directory", str(path), id="CLI-FILE"

@@ -23,7 +23,8 @@ def volume() -> None:
     "arguments, so this is the way for a seed that matters.",
 )
 @click.option("-o", "--output", metavar="OUT", help="Write here, without a newline, as cryptsetup's --key-file needs.")
-def passphrase(seeds: tuple[str, ...], seed_files: tuple[str, ...], output: str | None) -> None:
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+def passphrase(seeds: tuple[str, ...], seed_files: tuple[str, ...], output: str | None, as_json: bool) -> None:
     """Print the LUKS passphrase of a data volume, from the seeds of its parties: to rescue a disk, or to check.
 
     \b
@@ -40,7 +41,11 @@ def passphrase(seeds: tuple[str, ...], seed_files: tuple[str, ...], output: str 
     except UnicodeDecodeError:
         raise SeedError("a seed is not text") from None
     text = derive(*given)
-    if output is None:
-        click.echo(text)
-    else:
+    if output is not None:
         write_output(output, text.encode(), 0o600)
+    if as_json:
+        import json
+
+        click.echo(json.dumps({"passphrase": text} if output is None else {"output": output}))
+    elif output is None:
+        click.echo(text)

@@ -11,6 +11,7 @@ The rules this module keeps:
 - What ``seal`` writes has a password of printable characters with 256 bits of entropy. Tools that hand raw random
   bytes to ``openssl -pass stdin`` lose all from the first newline or NUL on; ``open_token`` cuts the password at
   the same place, opens those tokens too, and says that the password is short.
+- A token holds UTF-8 text. Under a wrong key one garbage in 256 has a padding that looks right: it is refused as well.
 - PKCS#1 v1.5 and CBC are padding oracles where a failure can be told apart. Everything that can be wrong with a
   token is one exception with one sentence; a failed unwrap goes on with a random password, so it takes as long.
   Who can cause many openings and see later failures must let them be the same failure: see ``accept``.
@@ -72,10 +73,10 @@ def has_form(text: str, key_size: int | None = None) -> bool:
 
 
 def seal(plain: bytes, public_key: bytes | RSAPublicKey, prefix: str = PREFIXES[0]) -> str:
-    """Seal up to 1.5 MiB for the holder of a key: ``public_key`` is PEM (certificate or public key) or loaded.
+    """Seal up to 1.5 MiB of UTF-8 text for the holder of a key: ``public_key`` is PEM (certificate or public key) or loaded.
 
     Returns one line of ASCII without a newline. Raises :class:`KeyFileError`, or :class:`TokenError` where the text
-    is too large.
+    is too large, or none.
     """
     from cryptography.hazmat.primitives.asymmetric.padding import PKCS1v15
 
@@ -83,6 +84,10 @@ def seal(plain: bytes, public_key: bytes | RSAPublicKey, prefix: str = PREFIXES[
         raise ValueError(f"no such prefix: {prefix}")
     if len(plain) > LARGEST_PLAIN:
         raise TokenError(f"{len(plain)} bytes are too many for a token", f"at most {LARGEST_PLAIN} bytes can be sealed")
+    try:
+        plain.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise TokenError(f"not UTF-8 at byte {error.start}", "tokens hold text: a section, a PEM key") from None
     key = load_public_key(public_key) if isinstance(public_key, bytes) else public_key
     password = secrets.token_urlsafe(32).encode()
     salt = secrets.token_bytes(8)
@@ -109,6 +114,7 @@ def open_token(token: str, key: RSAPrivateKey, accept: Callable[[bytes], object]
         fill = padded[-1]
         if 1 <= fill <= _BLOCK and padded.endswith(bytes([fill]) * fill):
             plain = padded[:-fill]
+            plain.decode("utf-8")
             if accept is not None:
                 accept(plain)
             return Opened(plain, short_password=cut < SAFE_PASSWORD)
