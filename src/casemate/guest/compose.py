@@ -37,6 +37,7 @@ class Service:
     environment: dict[str, str] = field(default_factory=dict)
     after: dict[str, str] = field(default_factory=dict)
     directories: list[str] = field(default_factory=list)
+    mounts: list[str] = field(default_factory=list)
     healthcheck: bool = False
 
 
@@ -72,11 +73,18 @@ _LISTS = {
     "dns": "--dns",
     "group_add": "--group-add",
 }
-_IGNORED = {"image", "container_name", "expose", "logging", "labels", "networks", "stop_grace_period", "platform"}
-_IGNORED |= {"pull_policy", "profiles"}
+_IGNORED = {"image", "container_name", "expose", "logging", "labels", "stop_grace_period", "platform", "pull_policy"}
 _RESTART = re.compile(r"no|always|unless-stopped|on-failure(:[0-9]{1,4})?")
 _PORT = re.compile(r"(?:(?P<host>[0-9]{1,5}):)?(?P<inside>[0-9]{1,5})(?:/(?P<kind>tcp|udp))?")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
+_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,255}")
+_ENGINES = re.compile(
+    r"PATH|HOME|USER|SHELL|TMPDIR|LANG|LANGUAGE|LOCPATH|NLSPATH|HOSTALIASES|RES_OPTIONS|LOCALDOMAIN|KUBECONFIG|.*_PROXY"
+    r"|(LD|LC|GCONV|GLIBC|MALLOC|GO|XDG|SSL|CNI|RUST|NETAVARK|AARDVARK|DBUS|SYSTEMD|NOTIFY|LISTEN|JOURNAL|CRUN|LIBCRUN"
+    r"|(CONTAINER|PODMAN|DOCKER|BUILDAH|STORAGE|REGISTRY|CONMON|LIBPOD|OCI|REGISTRIES|SIGNATURE)S?)_?.*|_.*",
+    re.IGNORECASE,
+)
+"""Variables that the engine, or what it starts, may obey itself; those of several lines go by its environment."""
 
 
 def services(document: Mapping[str, Any], env: Mapping[str, str], places: Places) -> list[Service]:
@@ -84,8 +92,9 @@ def services(document: Mapping[str, Any], env: Mapping[str, str], places: Places
     for key in document:
         if key not in ("services", "version", "volumes", "networks", "name") and not key.startswith("x-"):
             raise ComposeError(f"{key}: not supported")
+    _networks(document.get("networks"))
     images = compose_images(document, env)
-    named = document.get("volumes") or {}
+    named = _named(document.get("volumes"))
     made = {}
     for name, raw in document["services"].items():
         image = images[name]
@@ -110,11 +119,14 @@ def _filled(value: Any, env: Mapping[str, str]) -> Any:
 
 
 def _service(name: str, raw: dict[str, Any], image: str, places: Places, named: Mapping[str, Any]) -> Service:
+    if not _NAME.fullmatch(name):
+        raise ComposeError("services: the name of a service has letters, digits, _ . - only, at most 64")
     where = f"services.{name}"
     container = raw.get("container_name", name)
     if not isinstance(container, str) or not _NAME.fullmatch(container):
         raise ComposeError(f"{where}.container_name: letters, digits, _ . - only, at most 64")
     made = Service(name, container, image)
+    command: list[str] = []
     for key, value in raw.items():
         place = f"{where}.{key}"
         if key in _IGNORED or key.startswith("x-"):
@@ -122,23 +134,24 @@ def _service(name: str, raw: dict[str, Any], image: str, places: Places, named: 
         if key in _TEXT:
             made.options.append(f"{_TEXT[key]}={_plain(value, place)}")
         elif key in _FLAGS:
-            made.options += [_FLAGS[key]] if value else []
+            made.options += [_FLAGS[key]] if _flag(value, place) else []
         elif key in _LISTS:
             items = [value] if isinstance(value, str) else value
             made.options += [f"{_LISTS[key]}={_plain(item, place)}" for item in _list(items, place)]
         elif key == "command":
-            made.command = _words(value, place)
+            command = _words(value, place)
         elif key == "entrypoint":
-            first, *rest = _words(value, place)
+            first, *made.command = _words(value, place)
             made.options.append(f"--entrypoint={first}")
-            made.command = rest + made.command
         elif key == "environment":
-            made.environment = _variables(value, place)
+            made.environment = _environment(value, place)
         elif key == "ports":
             made.options += [f"--publish={_port(item, place)}" for item in _list(value, place)]
         elif key == "volumes":
             for item in _list(value, place):
                 _mount(made, item, place, places, named)
+        elif key == "networks":
+            _networks(dict.fromkeys(value) if isinstance(value, list) and all(map(_is_text, value)) else value, place)
         elif key == "depends_on":
             made.after = _after(value, place)
         elif key == "restart":
@@ -154,7 +167,56 @@ def _service(name: str, raw: dict[str, Any], image: str, places: Places, named: 
             made.healthcheck = True
         else:
             raise ComposeError(f"{place}: not supported")
+    made.command += command  # what follows the entry point, whichever stands first in the file
     return made
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _flag(value: Any, place: str) -> bool:
+    """True or false; as text too, since variables are text: a quoted ``"false"`` must not be true."""
+    if value not in (True, False, "true", "false") or isinstance(value, (int, float)) is not isinstance(value, bool):
+        raise ComposeError(f"{place}: must be true or false")
+    return value in (True, "true")
+
+
+def _networks(value: Any, place: str = "networks") -> None:
+    """One network connects all services: two of them, or one with options, would be another isolation than written."""
+    if value is None:
+        return
+    if not isinstance(value, dict) or len(value) > 1 or any(item not in (None, {}) for item in value.values()):
+        raise ComposeError(f"{place}: one network without options connects all services; more is not supported")
+
+
+def _named(value: Any) -> Mapping[str, Any]:
+    """Named volumes: their options could name any directory of the guest, so there are none."""
+    if value is None:
+        return {}
+    if not isinstance(value, dict):
+        raise ComposeError("volumes: must be a mapping")
+    for name, item in value.items():
+        if not _NAME.fullmatch(name) or item not in (None, {}):
+            raise ComposeError("volumes: names have letters, digits, _ . - only; options are not supported")
+    return value
+
+
+def _environment(value: Any, place: str) -> dict[str, str]:
+    found = _variables(value, place)
+    for name, text in found.items():
+        if not _VARIABLE.fullmatch(name):
+            raise ComposeError(f"{place}: a name has letters, digits, _ . - only, and starts with a letter or _")
+        if of_several_lines(text) and _ENGINES.fullmatch(name):
+            raise ComposeError(f"{place}.{name}: can't have several lines; put them into a file of the archive")
+        if "\0" in text:
+            raise ComposeError(f"{place}.{name}: has a NUL character")
+    return found
+
+
+def of_several_lines(text: str) -> bool:
+    """Whether a file of ``NAME=value`` lines can't hold a value."""
+    return "\n" in text or "\r" in text
 
 
 def _plain(value: Any, place: str) -> str:
@@ -219,6 +281,8 @@ def _mount(made: Service, value: Any, place: str, places: Places, named: Mapping
     if not str(target).startswith("/") or any(word != "ro" for word in modes):
         raise ComposeError(f"{place}: write SOURCE:/target or SOURCE:/target:ro")
     host, read_only = _source(made, str(source), place, places, named)
+    if host.startswith("/"):
+        made.mounts.append(host)
     if any(character in host + str(target) for character in ":,\n"):
         raise ComposeError(f"{place}: odd characters in a path")
     made.options.append(f"--volume={host}:{target}{':ro' if modes or read_only else ''}")
@@ -231,16 +295,18 @@ def _source(made: Service, source: str, place: str, places: Places, named: Mappi
             raise ComposeError(f"{place}: leaves the archive")
         return path, False
     if source.startswith("/"):
-        path = posixpath.normpath(source)
+        path = "/" + posixpath.normpath(source).lstrip("/")
         if path == "/var/hyperprotect" or path.startswith("/var/hyperprotect/"):
             return path, True
-        for mount, directory in places.volumes.items():
+        for mount, directory in sorted(places.volumes.items(), key=lambda item: -len(item[0])):  # the innermost first
             if path == mount or path.startswith(f"{mount}/"):
                 inside = directory + path[len(mount) :]
                 if path != mount:
                     made.directories.append(inside)
                 return inside, False
-        if re.match(r"/+(proc|sys|dev|run|etc|usr|bin|s?bin|lib(64)?|boot|root|var)(/|$)|/*$", path):
+        if re.match(
+            r"/(proc|sys|dev|run|etc|usr|s?bin|lib(32|64|x32)?|boot|root|var)?(/|$)", path
+        ):
             raise ComposeError(f"{place}: a directory of the system can't be mounted")
         made.directories.append(places.scratch + path)
         return places.scratch + path, False
@@ -250,7 +316,7 @@ def _source(made: Service, source: str, place: str, places: Places, named: Mappi
 
 
 def _after(value: Any, place: str) -> dict[str, str]:
-    if isinstance(value, list):
+    if isinstance(value, list) and all(map(_is_text, value)):
         return dict.fromkeys(value, "service_started")
     if not isinstance(value, dict):
         raise ComposeError(f"{place}: must be a list or a mapping")

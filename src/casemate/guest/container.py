@@ -10,7 +10,7 @@ from casemate.contract.archive import Archive, read_archive
 from casemate.contract.errors import ContractError
 from casemate.contract.images import read_compose
 from casemate.guest import state
-from casemate.guest.compose import ComposeError, Places, Service, services
+from casemate.guest.compose import ComposeError, Places, Service, of_several_lines, services
 from casemate.guest.report import Stop, run, say
 from casemate.guest.storage import VOLUMES
 
@@ -32,12 +32,24 @@ def unpack(archive: Archive, directory: Path) -> None:
         path.chmod(0o755 if name in archive.executable else 0o644)
 
 
-def start(service: Service, network: str | None) -> None:
-    """Start one container. Its variables go by a file, or, those of several lines, by the engine's environment."""
+def prepare(service: Service) -> None:
+    """Make the directories that are mounted, and see that no mount goes through a link.
+
+    Containers write to volumes and to the archive's files: a link that one left there must not give the next one a
+    directory of the guest.
+    """
+    for path in service.mounts:
+        if Path(path).resolve() != Path(path):
+            raise Stop("HPL08002E", f"service {service.name}: a link lies on the way to a directory that it mounts")
     for directory in service.directories:
         Path(directory).mkdir(parents=True, exist_ok=True)
-    lines = {name: value for name, value in service.environment.items() if "\n" not in value}
-    longer = {name: value for name, value in service.environment.items() if "\n" in value}
+
+
+def start(service: Service, network: str | None) -> None:
+    """Start one container. Its variables go by a file, or, those of several lines, by the engine's environment."""
+    prepare(service)
+    longer = {name: value for name, value in service.environment.items() if of_several_lines(value)}
+    lines = {name: value for name, value in service.environment.items() if name not in longer}
     variables = state.RUN / "environment" / service.name
     state.write(variables, "".join(f"{name}={value}\n" for name, value in lines.items()))
     options = [f"--name={service.container}", f"--env-file={variables}", *(f"--env={name}" for name in longer)]

@@ -65,7 +65,30 @@ def shown(workload: dict[str, Any], env: dict[str, Any]) -> dict[str, Any]:
     for target in both["env"].get("logging", {}).values():
         for name in ("key", "iamApiKey", "ingestionKey"):
             target.pop(name, None)
-    return both
+    return {name: _without_keys(section) for name, section in both.items()}
+
+
+def _without_keys(value: Any) -> Any:
+    """Leave out every text that holds a private key, wherever it stands: beside a certificate, or in a wrong place."""
+    if isinstance(value, dict):
+        return {key: _without_keys(item) for key, item in value.items() if not _is_private(item)}
+    if isinstance(value, list):
+        return [_without_keys(item) for item in value if not _is_private(item)]
+    return value
+
+
+def _is_private(value: Any) -> bool:
+    from casemate.contract.errors import KeyFileError
+    from casemate.contract.keys import pem_of
+
+    if not isinstance(value, str):
+        return False
+    if "PRIVATE KEY-----" in value:
+        return True
+    try:
+        return b"PRIVATE KEY-----" in pem_of(value)
+    except KeyFileError:
+        return False
 
 
 def service() -> None:

@@ -41,9 +41,10 @@ def service() -> None:
     given = state.CONTRACT / "envWorkloadSignature"
     if not given.is_file():
         raise Stop("HPL12001E", "the contract names a signingKey and has no envWorkloadSignature")
-    sealed = [(state.CONTRACT / f"sealed-{name}").read_text() for name in ("workload", "env")]
+    # Bytes, since reading as text would make one of all line ends, and these strings are exact.
+    workload, env = ((state.CONTRACT / f"sealed-{name}").read_bytes().decode() for name in ("workload", "env"))
     try:
-        verify(sealed[0], sealed[1], given.read_text(), key.key)
+        verify(workload, env, given.read_bytes().decode(), key.key)
     except SignatureError as error:
         raise Stop("HPL12001E", error.cause) from None
     say("HPL12005I", "the contract's signature holds")

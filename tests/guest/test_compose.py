@@ -1,0 +1,395 @@
+"""What becomes of a compose file: what is understood, to the letter; everything else is refused by name."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from casemate.contract.images import read_compose
+from casemate.guest.compose import ComposeError, Places, Service, services
+
+IMAGE = "registry.example.com/app@sha256:" + "0" * 64
+PLACES = Places("/w/archive", "/w/scratch", {"/mnt/data": "/var/volumes/data", "/mnt/data/logs": "/var/volumes/logs"})
+
+
+def translate(env: dict[str, str] | None = None, **service: Any) -> Service:
+    (made,) = services({"services": {"app": {"image": IMAGE, **service}}}, env or {}, PLACES)
+    return made
+
+
+def refused(**service: Any) -> str:
+    with pytest.raises(ComposeError) as error:
+        translate(**service)
+    return str(error.value)
+
+
+# ------------------------------------------------------------------------------------------------- keys
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "options"),
+    [
+        ("user", 1000, ["--user=1000"]),
+        ("working_dir", "/srv", ["--workdir=/srv"]),
+        ("hostname", "db", ["--hostname=db"]),
+        ("mem_limit", "512m", ["--memory=512m"]),
+        ("cpus", 1.5, ["--cpus=1.5"]),
+        ("shm_size", "64m", ["--shm-size=64m"]),
+        ("privileged", True, ["--privileged"]),
+        ("privileged", False, []),
+        ("read_only", "true", ["--read-only"]),
+        ("init", "false", []),
+        ("cap_drop", ["ALL"], ["--cap-drop=ALL"]),
+        ("tmpfs", "/tmp", ["--tmpfs=/tmp"]),
+        ("tmpfs", ["/tmp", "/run"], ["--tmpfs=/tmp", "--tmpfs=/run"]),
+        ("sysctls", {"net.core.somaxconn": 1024}, ["--sysctl=net.core.somaxconn=1024"]),
+        ("ulimits", {"nofile": {"soft": 10, "hard": 20}, "nproc": 5}, ["--ulimit=nofile=10:20", "--ulimit=nproc=5"]),
+        ("restart", "on-failure:3", ["--restart=on-failure:3"]),
+        ("restart", "no", ["--restart=no"]),
+        ("healthcheck", {"test": ["CMD-SHELL", "true"]}, ["--health-cmd=true", "--health-interval=disable"]),
+        ("healthcheck", {"test": ["NONE"]}, ["--no-healthcheck"]),
+        ("labels", {"a": "b"}, []),
+        ("x-own", {"any": "thing"}, []),
+    ],
+)
+def test_what_is_understood_becomes_an_option(key: str, value: Any, options: list[str]) -> None:
+    assert translate(**{key: value}).options == options
+
+
+@pytest.mark.parametrize(
+    "key",
+    ["network_mode", "build", "extends", "cgroup_parent", "userns_mode", "secrets", "configs", "env_file", "volumes_from",
+     "links", "runtime", "pid_mode", "device_cgroup_rules", "profiles", "deploy", "uts", "cgroup", "isolation", "gpus"],
+)  # fmt: skip
+def test_a_key_that_is_not_understood_is_refused_by_name(key: str) -> None:
+    assert refused(**{key: "x"}).startswith(f"services.app.{key}")
+
+
+@pytest.mark.parametrize("key", ["secrets", "configs", "include", "models"])
+def test_a_key_of_the_file_that_is_not_understood_is_refused_by_name(key: str) -> None:
+    with pytest.raises(ComposeError, match=key):
+        services({"services": {"app": {"image": IMAGE}}, key: {}}, {}, PLACES)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("privileged", "yes"),
+        ("privileged", 1),
+        ("privileged", "False"),
+        ("read_only", []),
+        ("user", True),
+        ("user", ["root"]),
+        ("cap_add", {"ALL": True}),
+        ("cap_add", [["ALL"]]),
+        ("command", []),
+        ("command", "'unclosed"),
+        ("entrypoint", ""),
+        ("restart", "sometimes"),
+        ("restart", "always\n"),
+        ("restart", False),
+        ("container_name", "a/b"),
+        ("container_name", "--privileged"),
+        ("healthcheck", {}),
+        ("healthcheck", {"test": ["CMD", {"a": 1}], "disable": False} | {"test": {"a": 1}}),
+        ("depends_on", [["db"]]),
+        ("depends_on", "db"),
+        ("depends_on", ["nobody"]),
+        ("depends_on", {"app": {"condition": "whenever"}}),
+        ("environment", "A=b"),
+        ("environment", ["A"]),
+        ("environment", {"A": ["b"]}),
+        ("ulimits", ["nofile"]),
+        ("networks", ["front", "back"]),
+        ("networks", {"front": {"ipv4_address": "10.0.0.2"}}),
+    ],
+)
+def test_a_value_of_another_form_is_refused_with_its_place(key: str, value: Any) -> None:
+    assert refused(**{key: value}).startswith(f"services.app.{key}")
+
+
+def test_false_in_quotes_or_from_a_variable_is_not_true() -> None:
+    assert translate({"PRIVILEGED": "false"}, privileged="${PRIVILEGED}").options == []
+    assert translate({"PRIVILEGED": "true"}, privileged="${PRIVILEGED}").options == ["--privileged"]
+
+
+@pytest.mark.parametrize(
+    "networks", [{"front": {"internal": True}}, {"front": None, "back": None}, {"front": {"driver": "host"}}, ["front"]]
+)
+def test_networks_that_isolate_are_refused_since_there_is_one_for_all(networks: Any) -> None:
+    with pytest.raises(ComposeError, match="networks"):
+        services({"services": {"app": {"image": IMAGE}}, "networks": networks}, {}, PLACES)
+
+
+def test_a_network_without_options_is_the_one_that_there_is() -> None:
+    document = {"services": {"app": {"image": IMAGE, "networks": ["front"]}}, "networks": {"front": None}}
+    assert services(document, {}, PLACES)[0].options == []
+
+
+@pytest.mark.parametrize("name", ["../../etc/x", "a/b", "-v", "", "a" * 65, "a\nb", ".hidden"])
+def test_a_service_has_a_name_that_names_no_path_and_no_option(name: str) -> None:
+    with pytest.raises(ComposeError, match="name of a service"):
+        services({"services": {name: {"image": IMAGE, "container_name": "fine"}}}, {}, PLACES)
+
+
+def test_the_image_is_the_one_that_the_policy_admits_in_full() -> None:
+    assert translate().image == IMAGE
+    (made,) = services({"services": {"db": {"image": "postgres:17@sha256:" + "1" * 64}}}, {}, PLACES)
+    assert made.image == "docker.io/library/postgres@sha256:" + "1" * 64
+
+
+# ------------------------------------------------------------------------------------------------- commands
+
+
+def test_the_entry_point_comes_before_the_command_whichever_stands_first() -> None:
+    one = translate(entrypoint=["sh", "-c"], command=["echo hello"])
+    other = translate(command=["echo hello"], entrypoint=["sh", "-c"])
+    assert one.options == other.options == ["--entrypoint=sh"]
+    assert one.command == other.command == ["-c", "echo hello"]
+
+
+def test_a_command_is_words_and_never_an_option_of_the_engine() -> None:
+    made = translate(command="--privileged 'two words'")
+    assert made.command == ["--privileged", "two words"] and made.options == []
+
+
+# ------------------------------------------------------------------------------------------------- variables
+
+
+@pytest.mark.parametrize("given_", [{"PASSWORD": "geheim"}, ["PASSWORD=geheim"], {"PASSWORD": "${SECRET}"}])
+def test_variables_never_stand_in_arguments(given_: Any) -> None:
+    made = translate({"SECRET": "geheim"}, environment=given_)
+    assert made.environment == {"PASSWORD": "geheim"}
+    assert "geheim" not in " ".join([*made.options, *made.command])
+
+
+def test_values_are_texts_as_written() -> None:
+    made = translate(environment={"A": 1, "B": True, "C": None, "D": "a=b", "E": "$$HOME"})
+    assert made.environment == {"A": "1", "B": "true", "C": "", "D": "a=b", "E": "$HOME"}
+
+
+@pytest.mark.parametrize("name", ["", "A B", "A=B", "A\nLD_PRELOAD", "#A", "A*", "1A", "é"])
+def test_a_name_that_a_file_of_variables_would_read_as_something_else_is_refused(name: str) -> None:
+    assert "environment" in refused(environment={name: "x"})
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["LD_PRELOAD", "LD_LIBRARY_PATH", "PATH", "HOME", "CONTAINERS_CONF", "CONTAINER_HOST", "STORAGE_DRIVER", "TMPDIR",
+     "XDG_RUNTIME_DIR", "REGISTRY_AUTH_FILE", "GODEBUG", "https_proxy", "SSL_CERT_FILE", "NOTIFY_SOCKET", "_X"],
+)  # fmt: skip
+def test_a_value_of_several_lines_can_not_be_obeyed_by_the_engine_itself(name: str) -> None:
+    assert name in refused(environment={name: "/var/lib/casemate/workload/evil.so:\n"})
+    assert translate(environment={name: "one line"}).environment == {name: "one line"}
+
+
+def test_a_key_or_certificate_of_several_lines_is_a_value() -> None:
+    made = translate(environment={"TLS_CERT": "-----BEGIN\nabc\n"})
+    assert made.environment == {"TLS_CERT": "-----BEGIN\nabc\n"}
+
+
+def test_a_variable_that_nobody_gave_is_refused_without_its_neighbours_values() -> None:
+    with pytest.raises(ComposeError) as error:
+        translate({"SECRET": "geheim"}, environment={"A": "${SECRET}${MISSING}"})
+    assert "MISSING" in str(error.value) and "geheim" not in str(error.value)
+
+
+# ------------------------------------------------------------------------------------------------- ports
+
+
+@pytest.mark.parametrize(
+    ("port", "option"),
+    [
+        ("5432:5432", "5432:5432/tcp"),
+        ("80", "80:80/tcp"),
+        (80, "80:80/tcp"),
+        ("53:5353/udp", "53:5353/udp"),
+        ({"target": 80, "published": "8080"}, "8080:80/tcp"),
+        ({"target": 53, "protocol": "udp"}, "53:53/udp"),
+    ],
+)
+def test_ports(port: Any, option: str) -> None:
+    assert translate(ports=[port]).options == [f"--publish={option}"]
+
+
+@pytest.mark.parametrize(
+    "port", ["0:80", "80:65536", "127.0.0.1:80:80", "80-90:80-90", "x", "80:80/sctp", "80:80\n", {}, {"target": True}, None]
+)  # fmt: skip
+def test_what_is_no_port_is_refused(port: Any) -> None:
+    assert "ports" in refused(ports=[port])
+
+
+# ------------------------------------------------------------------------------------------------- mounts
+
+
+@pytest.mark.parametrize(
+    ("mount", "option"),
+    [
+        ("./conf:/etc/conf", "/w/archive/conf:/etc/conf"),
+        (".:/srv:ro", "/w/archive:/srv:ro"),
+        ("./a/../b:/b", "/w/archive/b:/b"),
+        ("/mnt/data:/var/lib/db", "/var/volumes/data:/var/lib/db"),
+        ("/mnt/data/sub:/sub:rw", "/var/volumes/data/sub:/sub"),
+        ("//mnt//data/:/db", "/var/volumes/data:/db"),
+        ("/mnt/data/logs:/logs", "/var/volumes/logs:/logs"),
+        ("/mnt/data/logs/x:/logs", "/var/volumes/logs/x:/logs"),
+        ("/mnt/database:/db", "/w/scratch/mnt/database:/db"),
+        ("/opt/cache:/cache", "/w/scratch/opt/cache:/cache"),
+        ("/var/hyperprotect:/record", "/var/hyperprotect:/record:ro"),
+        ("/var/hyperprotect/:/record:rw", "/var/hyperprotect:/record:ro"),
+        ("/var/hyperprotect/se-version:/v", "/var/hyperprotect/se-version:/v:ro"),
+        ("named:/n", "named:/n"),
+        ({"type": "bind", "source": "./conf", "target": "/conf", "read_only": True}, "/w/archive/conf:/conf:ro"),
+        ({"source": "named", "target": "/n"}, "named:/n"),
+    ],
+)
+def test_where_a_mount_comes_from(mount: Any, option: str) -> None:
+    document = {"services": {"app": {"image": IMAGE, "volumes": [mount]}}, "volumes": {"named": None}}
+    (made,) = services(document, {}, PLACES)
+    assert made.options == [f"--volume={option}"]
+    source = option.split(":")[0]
+    assert made.mounts == ([source] if source.startswith("/") else [])
+
+
+@pytest.mark.parametrize(
+    "source",
+    ["../x", "./../x", "./a/../../x", "..", "./..", "./a/b/../../../archived", "../archive2"],
+)
+def test_a_path_that_leaves_the_archive_is_refused(source: str) -> None:
+    assert "leaves the archive" in refused(volumes=[f"{source}:/x"])
+
+
+@pytest.mark.parametrize(
+    "source",
+    ["/", "//", "/.", "/proc", "/sys/kernel", "/dev/vda", "/run/casemate", "/etc", "/usr/bin", "/lib64", "/root", "/boot",
+     "/var", "/var/lib/casemate", "/var/hyperprotect/../lib", "/mnt/data/../../etc", "//etc", "/x/../run/casemate", "/sbin"],
+)  # fmt: skip
+def test_a_directory_of_the_guest_is_refused(source: str) -> None:
+    assert "directory of the system" in refused(volumes=[f"{source}:/x"])
+
+
+@pytest.mark.parametrize(
+    "mount",
+    [
+        "./a",
+        "./a:relative",
+        "./a:/b:shared",
+        "./a:/b:ro,exec",
+        "undeclared:/x",
+        "na/me:/x",
+        {"type": "tmpfs", "target": "/x"},
+        {"source": "./a"},
+        {"source": "./a,b", "target": "/x"},
+        {"source": "./a", "target": "/x:y"},
+        {"source": "./a", "target": "/x\n"},
+        5,
+    ],
+)
+def test_a_mount_of_another_form_is_refused(mount: Any) -> None:
+    assert refused(volumes=[mount]).startswith("services.app.volumes")
+
+
+@pytest.mark.parametrize(
+    "options", [{"driver_opts": {"type": "none", "o": "bind", "device": "/"}}, {"external": True}, "x"]
+)
+def test_a_named_volume_with_options_is_refused(options: Any) -> None:
+    with pytest.raises(ComposeError, match="volumes"):
+        services({"services": {"app": {"image": IMAGE}}, "volumes": {"named": options}}, {}, PLACES)
+
+
+PATHS = st.text(st.sampled_from("./ab~mntdv\\"), max_size=30)
+
+
+@given(PATHS)
+@settings(max_examples=400)
+def test_no_source_reaches_the_guest(source: str) -> None:
+    try:
+        made = translate(volumes=[f"{source}:/x"])
+    except ComposeError:
+        return
+    for path in made.mounts + made.directories:
+        assert ".." not in path.split("/")
+        allowed = ("/w/archive", "/w/scratch/", "/var/volumes/data", "/var/volumes/logs", "/var/hyperprotect")
+        assert any(path == one.rstrip("/") or path.startswith(one.rstrip("/") + "/") for one in allowed)
+
+
+# ------------------------------------------------------------------------------------------------- order
+
+
+def order(**after: Any) -> list[str]:
+    document = {"services": {name: {"image": IMAGE, "depends_on": needs} for name, needs in after.items()}}
+    return [service.name for service in services(document, {}, PLACES)]
+
+
+def test_a_service_starts_after_those_that_it_waits_for() -> None:
+    assert order(web=["app"], app={"db": {"condition": "service_healthy"}}, db=[]) == ["db", "app", "web"]
+
+
+@pytest.mark.parametrize(
+    "after", [{"a": ["a"]}, {"a": ["b"], "b": ["a"]}, {"a": ["b"], "b": ["c"], "c": ["a"], "d": []}]
+)
+def test_services_that_wait_for_each_other_are_refused(after: dict[str, list[str]]) -> None:
+    with pytest.raises(ComposeError, match="wait for each other"):
+        order(**after)
+
+
+@given(st.dictionaries(st.sampled_from("abcdef"), st.lists(st.sampled_from("abcdef"), max_size=3, unique=True)))
+def test_the_order_keeps_every_wish_or_there_is_none(after: dict[str, list[str]]) -> None:
+    if not after:
+        return
+    try:
+        found = order(**after)
+    except ComposeError:
+        return
+    assert sorted(found) == sorted(after)
+    assert all(found.index(other) < found.index(name) for name, needs in after.items() for other in needs)
+
+
+# ------------------------------------------------------------------------------------------------- anything
+
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+    max_leaves=6,
+)
+KEYS = st.sampled_from(
+    ["user", "privileged", "cap_add", "command", "entrypoint", "environment", "ports", "volumes", "depends_on", "restart",
+     "sysctls", "ulimits", "healthcheck", "networks", "container_name", "labels", "tmpfs", "image", "unknown"]
+)  # fmt: skip
+
+
+@given(st.dictionaries(KEYS, VALUES), st.dictionaries(st.sampled_from(["volumes", "networks", "name"]), VALUES))
+@settings(max_examples=500)
+def test_any_values_are_translated_or_refused_and_nothing_else(service: dict[str, Any], top: dict[str, Any]) -> None:
+    try:
+        made = services({"services": {"app": {"image": IMAGE, **service}}, **top}, {}, PLACES)
+    except ComposeError:
+        return
+    for each in made:
+        assert all(isinstance(option, str) and option.startswith("--") for option in each.options)
+
+
+def test_a_whole_file_as_people_write_it() -> None:
+    text = f"""
+    services:
+      db:
+        image: {IMAGE}
+        environment: {{POSTGRES_PASSWORD: "${{PASSWORD}}"}}
+        volumes: ["/mnt/data:/var/lib/postgresql/data"]
+        healthcheck: {{test: [CMD, pg_isready]}}
+      web:
+        image: {IMAGE}
+        ports: ["8080:80"]
+        depends_on: {{db: {{condition: service_healthy}}}}
+        restart: unless-stopped
+    """.encode()
+    db, web = services(read_compose(text), {"PASSWORD": "geheim"}, PLACES)
+    assert (db.name, web.name, web.after) == ("db", "web", {"db": "service_healthy"})
+    assert db.options == [
+        *("--volume=/var/volumes/data:/var/lib/postgresql/data",),
+        *('--health-cmd=["pg_isready"]', "--health-interval=disable"),
+    ]
+    assert db.environment == {"POSTGRES_PASSWORD": "geheim"} and db.healthcheck
