@@ -160,6 +160,18 @@ def test_an_image_goes_to_a_file_and_nowhere_else(work: Path) -> None:
     assert (work / "link.img").is_symlink() and (work / "there.img").is_file()
 
 
+def test_a_host_that_is_named_twice_has_one_slot(work: Path) -> None:
+    assert len(json.loads(pack(work, "--host-key", "host.pub", "--json"))["hosts"]) == 1
+
+
+def test_an_image_does_not_take_the_place_of_what_it_is_made_of(work: Path) -> None:
+    common = ("pack", "--kernel", "vmlinuz", "--cmdline", "x", "--initrd", "initrd.img", "--host-key", "host.pub", "-o")
+    before = (work / "initrd.img").read_bytes()
+    for output in ("initrd.img", "./vmlinuz"):
+        assert run(work, *common, output).returncode == 2
+    assert (work / "initrd.img").read_bytes() == before
+
+
 def test_another_host_is_told_so_as_json_too(work: Path) -> None:
     pack(work)
     done = run(work, "open", "image.img", "--key", "other.key", "-o", "out", "--json")

@@ -155,16 +155,36 @@ def test_flipped_bytes_of_the_components_are_refused(small: bytes, host: Key) ->
         refused(flip(small, at), host)
 
 
-def test_a_flipped_byte_before_the_components_is_refused_or_changes_nothing(small: bytes, host: Key) -> None:
-    """Loader, IPIB and filling are not covered by the tag: then the same parts come out, from the same places."""
-    honest, contents = opened(small, host)
-    header_end = HEADER + int.from_bytes(small[HEADER + 12 : HEADER + 16], "big")
-    for at in [*range(0, IPIB, 509), *range(IPIB, IPIB + 300), *range(header_end, image.COMPONENTS, 211)]:
+def before_the_components(data: bytes) -> list[int]:
+    header_end = HEADER + int.from_bytes(data[HEADER + 12 : HEADER + 16], "big")
+    loader, filling = range(image.STAGE3A, IPIB, 509), range(header_end, image.COMPONENTS, 211)
+    return [*range(64), *range(64, image.STAGE3A, 1009), *loader, 0x11000, 0x1100F, *range(IPIB, IPIB + 300), *filling]
+
+
+def test_every_flipped_byte_of_an_image_without_loaders_is_refused(small: bytes, host: Key) -> None:
+    """The tag doesn't cover what precedes the header, but all of it is known."""
+    for at in before_the_components(small):
+        refused(flip(small, at), host)
+
+
+def test_a_flipped_byte_before_the_components_is_refused_or_changes_nothing(host: Key) -> None:
+    """Loaders of others are not known, and not covered by the tag: then the same parts come out, from the same places."""
+    data = packed(host, stage3a=b"a" * 5000 + bytes(24), stage3b=b"b" * 3000 + bytes(64))
+    honest, contents = opened(data, host)
+    for at in before_the_components(data):
         try:
-            found, again = opened(flip(small, at), host)
+            found, again = opened(flip(data, at), host)
         except CasemateError:
             continue
         assert (found, again) == (honest, contents), hex(at)
+
+
+def test_an_address_of_the_header_that_is_filled_in_later_may_be_left_out(small: bytes, host: Key) -> None:
+    for places in (16, 8):
+        data = small[: IPIB + 120] + bytes(places) + small[IPIB + 120 + places :]
+        assert opened(data, host) == opened(small, host)
+    other_size = small[: IPIB + 128] + (5).to_bytes(8, "big") + small[IPIB + 136 :]
+    refused(other_size, host)
 
 
 def test_every_cut_is_refused_and_so_is_a_tail(small: bytes, host: Key) -> None:

@@ -76,7 +76,10 @@ def pack(
     from casemate.secureexec import hostkey, image
 
     documents = [read_input(path, hostkey.LARGEST_DOCUMENT) for path in host_keys]
-    hosts = [hostkey.load(document) for document in documents]
+    hosts = list({host.fingerprint: host for host in map(hostkey.load, documents)}.values())
+    for source in (kernel, initrd):
+        if Path(source).exists() and Path(output).exists() and Path(source).samefile(output):
+            raise click.UsageError(f"the image would take the place of {source}")
     if authorities:
         _require_signed(documents, authorities, lists)
     line = cmdline.encode()

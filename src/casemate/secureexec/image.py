@@ -227,23 +227,22 @@ def pack(
         header_key=header_key,
         secrets=Secrets(secrets.token_bytes(32), component_key, psw_address=entry),
     )
-    _write_clear(out, stage3a, headers.build_ipib(placed, HEADER, header_length), header)
+    out.seek(0)
+    out.write(_clear(stage3a, headers.build_ipib(placed, HEADER, header_length), header))
     out.seek(address)
     return Packed(address, *digests, header[-16:], tuple(placed))
 
 
-def _write_clear(out: BinaryIO, stage3a: bytes | None, ipib: bytes, header: bytes) -> None:
-    """Write what stands before the components."""
-    out.seek(0)
-    out.write(struct.pack(">II", 0x00080000, 0x80000000 | STAGE3A_ENTRY).ljust(STAGE3A, b"\0"))
+def _clear(stage3a: bytes | None, ipib: bytes, header: bytes) -> bytes:
+    """Return what stands before the components."""
+    psw = struct.pack(">II", 0x00080000, 0x80000000 | STAGE3A_ENTRY)
     if stage3a:
         arguments = _STAGE3A_ARGUMENTS.pack(HEADER - STAGE3A, len(header), IPIB - STAGE3A)
         loader = stage3a[: -_STAGE3A_ARGUMENTS.size] + arguments
     else:
         loader = bytes(STAGE3A_ENTRY - STAGE3A) + DISABLED_WAIT
-    out.write(loader.ljust(IPIB - STAGE3A, b"\0"))
-    out.write(ipib.ljust(HEADER - IPIB, b"\0"))
-    out.write(header.ljust(COMPONENTS - HEADER, b"\0"))
+    clear = psw.ljust(STAGE3A, b"\0") + loader.ljust(IPIB - STAGE3A, b"\0")
+    return clear + ipib.ljust(HEADER - IPIB, b"\0") + header.ljust(COMPONENTS - HEADER, b"\0")
 
 
 def read_clear(file: BinaryIO) -> tuple[bytes, Header, list[Component]]:
@@ -258,7 +257,7 @@ def read_clear(file: BinaryIO) -> tuple[bytes, Header, list[Component]]:
         if len(block) < PAGE or len(clear) > LARGEST_CLEAR:
             raise ImageError("no parameter block for protected virtualization is in the file")
         try:
-            components, header_address, _ = headers.parse_ipib(block)
+            components, header_address, header_size = headers.parse_ipib(block)
             break
         except ImageError:
             continue
@@ -268,6 +267,8 @@ def read_clear(file: BinaryIO) -> tuple[bytes, Header, list[Component]]:
     clear += _read_up_to(file, end - len(clear))
     where = header_address or next((at for at in range(STAGE3A, end, PAGE) if clear.startswith(headers.MAGIC, at)), end)
     header = headers.parse(clear[where:])
+    if header_size not in (0, len(header.raw)):
+        raise ImageError("the parameter block's lengths don't agree")
     _check_places(components, where + len(header.raw), header.pages)
     return clear, header, components
 
@@ -317,6 +318,7 @@ def open_image(file: BinaryIO, host: EllipticCurvePrivateKey, sink: Sink, progre
     if file.read(1):
         raise ImageError("the file goes on after its last component")
     sizes = _exact_sizes(dict(zip(names, components, strict=True)), sinks)
+    _check_clear(clear, header, components, sinks["stage3b"], sizes["stage3b"])
     for name in _SMALL:
         content = sinks[name]
         content.seek(0)
@@ -326,6 +328,20 @@ def open_image(file: BinaryIO, host: EllipticCurvePrivateKey, sink: Sink, progre
             sinks[name].truncate(sizes[name])
             sinks[name].flush()
     return Contents(sizes, tuple(components), header, secrets)
+
+
+def _check_clear(clear: bytes, header: Header, components: list[Component], stage3b: BinaryIO, size: int) -> None:
+    """Nothing authenticates the part in the clear. Where there are no loaders, all of it is known, and must be that.
+
+    That there are none is known from the component where the second one would be. A tool may leave address and size of
+    the header to be filled in later.
+    """
+    stage3b.seek(0)
+    if stage3b.read(size)[: -_ARGUMENTS.size] != DISABLED_WAIT:
+        return
+    given = ((HEADER, len(header.raw)), (0, 0), (0, len(header.raw)))
+    if not any(clear == _clear(None, headers.build_ipib(components, *place), header.raw) for place in given):
+        raise ImageError("the part in the clear was changed: an image without loaders has only header and places there")
 
 
 def _skip(file: BinaryIO, size: int) -> None:
