@@ -9,6 +9,7 @@ from __future__ import annotations
 import ipaddress
 import socket
 import ssl
+from collections.abc import Mapping
 from typing import Any
 
 from casemate.contract.errors import ContractError
@@ -51,11 +52,12 @@ def probe(host: str, port: int, directory: str) -> None:
         with socket.create_connection((host, port), PATIENCE) as plain:
             plain.settimeout(PATIENCE)
             with context.wrap_socket(plain, server_hostname=host) as secure:
+                certificate = secure.getpeercert() or {}
                 secure.settimeout(0.3)
                 try:
-                    secure.read(1)
+                    ended = secure.read(1) == b""
                 except TimeoutError:
-                    return
+                    ended = False
     except ssl.SSLCertVerificationError as error:
         raise Stop("HPL01011E", f"{host}:{port} is not the log backend: {error.verify_message}") from None
     except ssl.SSLError as error:
@@ -63,6 +65,20 @@ def probe(host: str, port: int, directory: str) -> None:
     except OSError as error:
         reason = error.strerror or type(error).__name__
         raise Stop("HPL01011E", f"the log backend {host}:{port} can't be reached: {reason}") from None
+    if ended:
+        raise Stop("HPL01011E", f"{host}:{port} ends the connection: does it accept our certificate?")
+    if host not in seen_by_rsyslog(certificate):
+        text = f"the certificate of {host}:{port} must have {host} as its common name or among its DNS names, spelt out"
+        raise Stop("HPL01011E", f"{text}: rsyslog knows neither wildcards nor addresses among the alternative names")
+
+
+def seen_by_rsyslog(certificate: Mapping[str, Any]) -> set[str]:
+    """Return the names that rsyslog's ``gtls`` driver would compare, of what ``getpeercert`` returns.
+
+    They are fewer than OpenSSL's, so the probe alone could succeed and no line ever arrive.
+    """
+    names = {value for kind, value in certificate.get("subjectAltName", ()) if kind == "DNS"}
+    return names | {value for part in certificate.get("subject", ()) for key, value in part if key == "commonName"}
 
 
 def configuration(host: str, port: int, directory: str) -> str:
