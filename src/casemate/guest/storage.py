@@ -100,8 +100,11 @@ def examine(disk: kernel.Disk) -> Found:
         beginning = _read(disk, start, START)
         if not is_luks(beginning):
             continue
-        area = beginning + _read(disk, start + START, luks_area_size(beginning) - START)
         refused: LuksError | None = None
+        try:
+            area = beginning + _read(disk, start + START, luks_area_size(beginning) - START)
+        except LuksError as error:
+            refused, kinds = error, ()
         for expected in kinds:
             try:
                 return Found(disk, start, admitted(area, disk.size - start - (END if start else 0), expected))
