@@ -237,6 +237,17 @@ def test_a_platform_document_is_proved_under_an_issuer_that_was_given() -> None:
     assert chain.proved and [link.how for link in chain.links] == ["platform document", "issuer", "issuer", "given"]
 
 
+def test_the_issuer_of_a_platform_document_is_no_authority_to_count() -> None:
+    """The public authorities that sign such issuers allow no authority below themselves."""
+    signer, document = platform()
+    narrow = pki.certificate("intermediate", "root", ca=True, path=0)
+    assert verify_chain(document, [signer, narrow, pki.root()], time=pki.NOW).proved
+    below = pki.certificate("below", "intermediate", ca=True)
+    signer = pki.certificate(pki.name("Signing Service", "Maker"), "below", public=pki.key("service").public_key())
+    chain = verify_chain(document, [signer, below, narrow, pki.root()], time=pki.NOW)
+    assert [problem.id for problem in chain.problems] == ["CERTIFICATE-AUTHORITY"]
+
+
 def test_a_platform_document_needs_its_issuer_given_by_name() -> None:
     signer, document = platform()
     assert problems(document, CAS, untrusted=[signer]) == ["ISSUER"]

@@ -252,32 +252,35 @@ class _Builder:
 
     def build(self, leaf: _Certificate) -> Chain:
         links: list[Link] = []
-        current, how = leaf, REGULAR
+        current, how, platform = leaf, REGULAR, False
         while True:
             depth = len(links)
-            problems = self._check(current, depth, platform_issuer=depth == 1 and how == PLATFORM)
+            problems = self._check(current, depth, platform=platform)
             given = current.der in self._trusted
             if current.subject == current.issuer and (given or _signed(current, current.key)):
                 if not given:
                     problems.append(_error("ISSUER", f"{_name(current.subject)}: this root is not one that was given"))
                 links.append(_link(current, current, GIVEN, ANCHOR, problems))
                 break
-            issuer, how, problem = self._issuer_of(current, depth)
+            issuer, how, problem = self._issuer_of(current, depth, platform)
             if issuer is None or depth + 1 >= DEEPEST:
                 problems.append(problem or _error("ISSUER", f"the chain has more than {DEEPEST} links"))
                 links.append(_link(current, None, "", NOT_CHECKED, problems))
                 break
             revocation, listed = self._revocation(current, issuer, how)
             links.append(_link(current, issuer, how, revocation, [*problems, *listed]))
-            current = issuer
+            current, platform = issuer, platform or how == PLATFORM
         found = [problem for link in links for problem in link.problems]
         for index, crl in enumerate(self._lists):
             if index not in self._used and links[-1].how == GIVEN:
                 found.append(_error("CRL", f"the revocation list of {_name(crl.issuer)} belongs to no issuer here"))
         return Chain(tuple(links), tuple(found), self._time)
 
-    def _check(self, one: _Certificate, depth: int, platform_issuer: bool) -> list[CertificateError]:
-        """What can be said of a certificate by itself, at this place in the chain."""
+    def _check(self, one: _Certificate, depth: int, platform: bool) -> list[CertificateError]:
+        """What can be said of a certificate by itself, at this place in a chain that begins with a platform document or not.
+
+        The issuer of a platform document is the end of the chain by X.509: it is no authority, and doesn't count as one.
+        """
         from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
 
         name, problems = _name(one.subject), []
@@ -289,15 +292,15 @@ class _Builder:
             problems.append(_error("ALGORITHM", f"{name}: an RSA key of {one.key.key_size} bits"))
         if one.odd:
             problems.append(_error("EXTENSION", f"{name}: critical extensions not understood: {', '.join(one.odd)}"))
-        if depth and not platform_issuer:
+        if depth > platform:
             if not (one.authority and one.signs_certificates):
                 problems.append(_error("AUTHORITY", f"{name}: is not a certificate authority"))
-            if one.path_length is not None and depth - 1 > one.path_length:
+            if one.path_length is not None and depth - 1 - platform > one.path_length:
                 problems.append(_error("AUTHORITY", f"{name}: more authorities below it than it allows"))
         return problems
 
     def _issuer_of(
-        self, one: _Certificate, depth: int
+        self, one: _Certificate, depth: int, platform: bool
     ) -> tuple[_Certificate, str, None] | tuple[None, str, CertificateError]:
         """Find who signed a certificate: a regular authority first; for the first certificate, a platform issuer."""
         named = False
@@ -314,7 +317,7 @@ class _Builder:
                 continue
             named = True
             if candidate.der != one.der and _signed(one, candidate.key):
-                sound = not self._check(candidate, depth + 1, platform_issuer=how == PLATFORM)
+                sound = not self._check(candidate, depth + 1, platform=platform or how == PLATFORM)
                 found.append((not sound, candidate, how))
         if found:
             _, issuer, how = min(found, key=lambda item: (item[0], item[2] == PLATFORM))
