@@ -39,6 +39,8 @@ ARCHIVE_SERIAL, ROOT_SERIAL = "casemate-archive", "casemate-root"
 READY, STOPPING = "HPL10001I", "# the machine stops"
 LARGEST_CONSOLE, LARGEST_RECORD = 16 << 20, 1 << 20
 _NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,30}[a-z0-9])?")
+_NO_REASON = ("HPL10000E", "HPL12006E")
+"""Errors that say that there was another one, or that a contract will expire: the machine goes on after that."""
 _MESSAGE = re.compile(r"HPL[0-9]{5}[EWI]: .*")
 _STEP = re.compile(r"(?:# |.*?\b)(HPL[0-9]{5}[EWI]: .*|[a-z][a-z -]{3,60}\.\.\.)")
 
@@ -125,7 +127,7 @@ class Machine:
         """The message that says why it stopped: the first error on its console; empty where there is none."""
         messages = [found[0] for found in map(_MESSAGE.search, self.console().splitlines()) if found]
         errors = [message for message in messages if message[8] == "E"]
-        first = [message for message in errors if not message.startswith("HPL10000E")] or errors
+        first = [message for message in errors if not message.startswith(_NO_REASON)] or errors
         return first[0] if first else ""
 
     def console(self) -> str:
