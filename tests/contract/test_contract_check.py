@@ -297,6 +297,17 @@ def test_an_image_of_the_deployers_choice_is_left_open_without_env(workload: Sec
     assert not problems_stop(check_workload(change(workload, "compose/archive", compose(text))))
 
 
+def test_an_image_without_digest_is_told_whatever_the_registry_will_be(workload: Section) -> None:
+    tagged = change(workload, "compose/archive", compose("services: {db: {image: '${REGISTRY}/me/db:1'}}"))
+    (place,) = places(check_workload(tagged))
+    assert place.endswith("services.db.image")
+    keyed = change(tagged, "images", {"rhs": {"quay.io/me/db": {"publicKey": "AAAA"}}})
+    assert not problems_stop(check_workload(keyed))
+    for text in ("${REGISTRY}/me/db:${TAG}", "${REGISTRY}/me/${NAME}"):
+        left = change(workload, "compose/archive", compose(f"services: {{db: {{image: '{text}'}}}}"))
+        assert not problems_stop(check_workload(left))
+
+
 @pytest.mark.parametrize("kind", ["resources", "templates", "archive"])
 def test_pods_are_checked_like_compose_files(workload: Section, env: Section, kind: str) -> None:
     pod = {"apiVersion": "v1", "kind": "Pod", "spec": {"containers": [{"image": "a"}]}}

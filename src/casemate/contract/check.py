@@ -393,9 +393,18 @@ def _image(place: str, image: Reference | ImageError, trusted: _Trust) -> Iterat
             _sentence(image),
             id="HPL06009E",
         )
-    elif image.digest is None and OPEN not in image.canonical and image.name not in trusted.names:
+    elif image.digest is None and not _may_be_good(image, trusted):
         text = "has neither a digest nor a key; write name@sha256:…, or add its key under images"
         yield Problem(place, text, id="HPL06010E")
+
+
+def _may_be_good(image: Reference, trusted: _Trust) -> bool:
+    """Whether an image without a digest has a key, or may get one or the other from values that are not known yet."""
+    if OPEN in image.path or OPEN in (image.tag or ""):
+        return True
+    if image.registry.startswith(OPEN):  # whatever the registry, the rest says what is missing
+        return any(name.endswith(f"/{image.path}") for name in trusted.names)
+    return image.name in trusted.names
 
 
 def _unset(document: Any) -> set[str]:
