@@ -29,25 +29,34 @@ _MANIFEST = "application/vnd.oci.image.manifest.v1+json"
 _POSTGRES_START = """\
 #!/bin/sh
 # Starts PostgreSQL on $PGDATA; makes the database first where there is none, whole or not at all.
+# With POSTGRES_TLS_CERTIFICATE and POSTGRES_TLS_KEY (PEM), clients are served by TLS only.
 set -eu
 : "${PGDATA:=/var/lib/postgresql/data}" "${POSTGRES_PASSWORD:?set POSTGRES_PASSWORD}"
+bin=/usr/lib/postgresql/15/bin
 mkdir -p "${PGDATA%/*}"
 if [ ! -s "$PGDATA/PG_VERSION" ]; then
   rm -rf "$PGDATA.new"
   mkdir -m 700 "$PGDATA.new"
   (umask 077; printf %s "$POSTGRES_PASSWORD" > /tmp/password)
   chown postgres:postgres "$PGDATA.new" /tmp/password
-  su -s /bin/sh postgres -c "/usr/lib/postgresql/15/bin/initdb -D '$PGDATA.new' -E UTF8 --locale=C --pwfile=/tmp/password \
+  su -s /bin/sh postgres -c "$bin/initdb -D '$PGDATA.new' -E UTF8 --locale=C --pwfile=/tmp/password \
 --auth-host=scram-sha-256 --auth-local=reject --no-instructions" > /dev/null
   rm /tmp/password
-  echo "host all all all scram-sha-256" >> "$PGDATA.new/pg_hba.conf"
   sync
   mv "$PGDATA.new" "$PGDATA"
   sync
   echo "a new database has been made"
 fi
-unset POSTGRES_PASSWORD
-exec su -s /bin/sh postgres -c "exec /usr/lib/postgresql/15/bin/postgres -D '$PGDATA' -c listen_addresses='*' \
+kind=host tls=off
+if [ -n "${POSTGRES_TLS_KEY:-}" ]; then
+  kind=hostssl tls=on
+  (umask 077; printf '%s\\n' "$POSTGRES_TLS_KEY" > "$PGDATA/server.key")
+  printf '%s\\n' "${POSTGRES_TLS_CERTIFICATE:?set POSTGRES_TLS_CERTIFICATE}" > "$PGDATA/server.crt"
+  chown postgres:postgres "$PGDATA/server.key" "$PGDATA/server.crt"
+fi
+echo "$kind all all all scram-sha-256" > "$PGDATA/pg_hba.conf"
+unset POSTGRES_PASSWORD POSTGRES_TLS_KEY POSTGRES_TLS_CERTIFICATE
+exec su -s /bin/sh postgres -c "exec $bin/postgres -D '$PGDATA' -c listen_addresses='*' -c ssl=$tls \
 -c unix_socket_directories= -c jit=off -c logging_collector=off -c log_connections=on"
 """
 

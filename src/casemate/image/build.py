@@ -30,7 +30,7 @@ from typing import Any
 
 from casemate.errors import CasemateError
 from casemate.image import initrd
-from casemate.image.root import build_root
+from casemate.image.root import Root, build_root
 
 VERSION = "26.11.0"
 CONSOLES = {"amd64": "ttyS0", "s390x": "ttysclp0"}
@@ -123,16 +123,16 @@ def build_image(
 
     now = datetime.datetime.now(datetime.UTC).replace(microsecond=0)
     kernel, cmdline = root.kernel.read_bytes(), command_line(arch)
-    baseimage = hashlib.sha256(kernel + cmdline.encode() + base).hexdigest()
-    sbom = hashlib.sha256(root.packages.encode()).hexdigest()
+    values = _reference_values(root, arch, base)
     baked = {
         **{"version": VERSION, "arch": arch, "created": int(now.timestamp())},
-        **{"root_sha256": root.sha256, "root_size": root.size, "baseimage": baseimage, "sbom": sbom},
+        **{"root_sha256": root.sha256, "root_size": root.size},
+        **{"baseimage": values["baseimage"], "sbom": values["sbom"]},
         **{"host_key_document": documents[0][0], "host_key_valid_until": hosts[0].valid_until},
     }
     reference = {
         **{"format": "casemate-reference-values/1", "version": VERSION, "arch": arch, "created": now.isoformat()},
-        "values": {"root.tar.gz": root.sha256, "baseimage": baseimage, "sbom": sbom},
+        "values": values,
     }
     progress("encrypted image")
     directory.parent.mkdir(parents=True, exist_ok=True)
@@ -178,6 +178,56 @@ def build_image(
             shutil.rmtree(directory)
         new.rename(directory)
     return ImageDirectory(directory)
+
+
+def _reference_values(root: Root, arch: str, base: bytes) -> dict[str, str]:
+    """Return what a record of an image made of these parts says, whatever its keys are."""
+    baseimage = hashlib.sha256(root.kernel.read_bytes() + command_line(arch).encode() + base)
+    sbom = hashlib.sha256(root.packages.encode())
+    return {"root.tar.gz": root.sha256, "baseimage": baseimage.hexdigest(), "sbom": sbom.hexdigest()}
+
+
+def is_current(
+    directory: Path,
+    *,
+    arch: str = "amd64",
+    cache: Path | None = None,
+    progress: Callable[[str], None] = lambda step: None,
+) -> bool:
+    """Whether a directory holds, but for the keys, what a build for this user's software ultravisor would give now.
+
+    It must be a month old at most, have this user's authority, and open. What the cache lacks is built.
+    """
+    from casemate.machine import home
+    from casemate.machine.ultravisor import SoftwareUltravisor
+
+    built = ImageDirectory(directory)
+    try:
+        described = built.describe()
+        reference = json.loads((directory / "reference-values.json").read_text())
+        created = datetime.datetime.fromisoformat(described["created"])
+        if datetime.datetime.now(datetime.UTC) - created > datetime.timedelta(days=30):
+            return False
+        if (directory / "root.crt").read_bytes() != (home.directory() / "ca/root.crt").read_bytes():
+            return False
+        if (described["arch"], reference["version"]) != (arch, VERSION):
+            return False
+        wanted = reference["values"]
+    except (CasemateError, OSError, ValueError, KeyError, TypeError):
+        return False
+    cache = cache or home.directory() / "cache"
+    root = build_root(arch, cache, progress)
+    if wanted != _reference_values(root, arch, initrd.base(root, arch, cache)):
+        return False
+    with built.archive.open("rb") as file:
+        if hashlib.file_digest(file, "sha256").hexdigest() != root.sha256:
+            return False
+    progress("opening it as the ultravisor will")
+    try:
+        with SoftwareUltravisor.load_or_create().open(built.image):
+            return True
+    except (CasemateError, OSError):
+        return False
 
 
 def _check_replaceable(directory: Path) -> None:
