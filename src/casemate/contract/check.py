@@ -478,11 +478,12 @@ def _syslog(env: Section, now: datetime.datetime | None) -> Iterator[Problem]:
         elif now is not None:
             keys[key] = _public_half(pem, kind)
             if keys[key] is None:
-                yield Problem(place, f"the {kind.lower()} is damaged", id=identifier)
+                damaged = identifier if kind == "CERTIFICATE" else "HPL01006E"
+                yield Problem(place, f"the {kind.lower()} is damaged", id=damaged)
             elif kind == "CERTIFICATE":
-                yield from _dates(place, pem, now, ("HPL01001E", "HPL01001E", "warning"))
+                yield from _dates(place, pem, now, ("HPL01011E", "HPL01011E", "warning"))
     if keys.get("cert") and keys.get("key") and keys["cert"] != keys["key"]:
-        yield Problem("env.logging.syslog.key", "does not belong to cert, the certificate beside it", id="HPL01009E")
+        yield Problem("env.logging.syslog.key", "does not belong to cert, the certificate beside it", id="HPL01006E")
 
 
 def _public_half(pem: bytes, kind: str) -> bytes | None:

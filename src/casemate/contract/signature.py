@@ -1,4 +1,4 @@
-"""``envWorkloadSignature``: the deployer's signature over both sections (``docs/formats/signature.md``).
+"""``envWorkloadSignature``: the deployer's signature over both sections (``docs/formats/contract.md``).
 
 base64 of RSASSA-PKCS1-v1_5 with SHA-256 over the value of ``workload`` immediately followed by that of ``env``, as
 the exact strings that stand in the contract, UTF-8. The key to verify with is ``signingKey`` in ``env``: a PEM public

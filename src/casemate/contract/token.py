@@ -1,4 +1,4 @@
-r"""Tokens: sealed texts ``hyper-protect-basic.P.B`` and ``contract-basic.P.B`` (``docs/formats/token.md``).
+r"""Tokens: sealed texts ``hyper-protect-basic.P.B`` and ``contract-basic.P.B`` (``docs/formats/contract.md``).
 
     token = seal(b"type: env\n...", certificate_pem)
     opened = open_token(token, load_private_key(key_pem))
