@@ -78,7 +78,7 @@ def main() -> NoReturn:
     from casemate.errors import CasemateError
 
     try:
-        code = casemate.main(standalone_mode=False)
+        code = casemate.main(prog_name="casemate", standalone_mode=False)
         sys.exit(code if isinstance(code, int) else 0)
     except CasemateError as error:
         if "--json" in sys.argv:

@@ -126,7 +126,12 @@ def verify(
 @_with_key
 @click.option("--json", "as_json", is_flag=True, help="Print it as JSON.")
 def show(record: str, key: str | None, key_password_file: str | None, as_json: bool) -> None:
-    """Show what a record says. Nothing is verified: anyone could have written it."""
+    """Show what a record says. Nothing is verified: anyone could have written it.
+
+    \b
+    casemate attestation show --record se-checksums.txt
+    casemate attestation show --record se-checksums.txt.enc --key auditor.key
+    """
     from rich.console import Console
     from rich.markup import escape
 

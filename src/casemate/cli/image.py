@@ -50,7 +50,11 @@ def build(directory: Path, arch: str, host_keys: tuple[Path, ...], ca: Path | No
 @click.argument("directory", type=click.Path(exists=True, path_type=Path, file_okay=False))
 @click.option("--json", "as_json", is_flag=True, help="Print it as JSON.")
 def show(directory: Path, as_json: bool) -> None:
-    """Show what an image is: version, kernel, reference values, sizes, certificates."""
+    """Show what the image in DIRECTORY is: version, kernel, reference values, sizes.
+
+    \b
+    casemate image show my-image
+    """
     from casemate.image.build import ImageDirectory
 
     built = ImageDirectory(directory)
