@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import datetime
 import json
+import os
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -433,17 +434,24 @@ def test_no_container_starts_while_seeds_or_passphrases_are_there(guest: Path) -
 
 def test_directories_are_made_and_a_link_on_the_way_is_refused(tmp_path: Path) -> None:
     volume = tmp_path / "volume"
-    service = Service("app", "app", "image", directories=[str(volume / "a/b")], mounts=[str(volume / "a/b")])
-    container.prepare(service)
+    os.close(container.open_beneath(str(volume / "a/b"), make=True))
     assert (volume / "a/b").is_dir()
+    (volume / "file").write_text("of the archive")
+    os.close(container.open_beneath(str(volume / "file"), make=False))
     (tmp_path / "secret").mkdir()
     (volume / "link").symlink_to(tmp_path / "secret")
     (volume / "inside").symlink_to("a")
-    for name in ("link", "link/new", "inside/b"):
-        path = str(volume / name)
-        stop = stopped(container.prepare, Service("app", "app", "image", directories=[path], mounts=[path]))
+    for name in ("link", "link/new", "inside/b", "missing"):
+        stop = stopped(lambda name=name: container.open_beneath(str(volume / name), make=name == "link/new"))
         assert stop.id == "HPL08002E"
     assert list((tmp_path / "secret").iterdir()) == []
+
+
+def test_a_third_seed_is_never_left_out_in_silence(pair: Pair) -> None:
+    for name, value in (("kms", [{"apiKey": "k", "crn": "c", "type": "public"}]), ("uv-secret-id", "index-1")):
+        asked = env(pair)
+        asked["volumes"]["data"][name] = value
+        assert stopped(contract.refuse_third_seeds, asked).id == "HPL07001E"
 
 
 def test_volumes_are_found_by_the_mount_point_of_the_contract() -> None:

@@ -11,8 +11,9 @@ What it does, at every start, in this order; the first thing that does not hold 
    ``exec`` of step 6, wiped by the kernel (``init_on_free=1``);
 6. mounts the encrypted root and becomes its systemd. The initrd's files are gone by then.
 
-It parses the outer contract only. What is inside the sections is parsed by ``hpl-contract``, in a sandbox, when
-no key exists any more. The image's keys and reference values come with the (encrypted, measured) initrd:
+Of a section it only sees that it is YAML (a token that opens to something else must fail as one that doesn't open).
+What a section says is read by ``hpl-contract``, in a sandbox, when no key exists any more.
+The image's keys and reference values come with the (encrypted, measured) initrd:
 ``/casemate/keys/{contract,attestation}.pem`` and ``/casemate/image.json``.
 """
 
@@ -32,7 +33,7 @@ from typing import NoReturn
 from casemate.guest import kernel
 from casemate.guest.kernel import ARCHIVE_SERIAL, ROOT_SERIAL
 from casemate.guest.report import Stop
-from casemate.guest.rootdisk import SMALLEST_ROOT_DISK, RootDisk
+from casemate.guest.rootdisk import SMALLEST_ROOT_DISK, RootDisk, is_free
 
 BAKED = Path("/casemate")
 ROOT = "/sysroot"
@@ -40,6 +41,8 @@ RECORD_PORT = "casemate.record"
 LEAST_MEMORY_MIB = 900
 CIDATA_LIMIT = 16 << 20
 PROBE = 64 << 10
+DATA_START = 101 << 20
+"""Where a data volume's headers begin (:mod:`casemate.guest.storage`)."""
 DEVELOPMENT = "DEVELOPMENT (software ultravisor: no protection from whoever owns the host)"
 
 
@@ -87,14 +90,14 @@ def read_cidata(candidates: list[kernel.Disk]) -> bytes:
     return whole
 
 
-def _read_disk(disk: kernel.Disk, size: int) -> bytes:
+def _read_disk(disk: kernel.Disk, size: int, start: int = 0) -> bytes:
     """Read from the device itself: its pages in the kernel's cache are dropped before."""
     descriptor = os.open(disk.path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
         parts, done = [], 0
         while done < size:
-            part = os.pread(descriptor, min(1 << 20, size - done), done)
+            part = os.pread(descriptor, min(1 << 20, size - done), start + done)
             if not part:
                 break
             parts.append(part)
@@ -121,9 +124,15 @@ def trust_own_keys() -> None:
         backend._rsa_skip_check_key = True
 
 
+def _load_auditor(plain: bytes) -> object:
+    from casemate.contract.keys import load_public_key, pem_of
+
+    return load_public_key(pem_of(plain))
+
+
 def open_contract(user_data: bytes, key_pem: bytes) -> Opened:
     """Open every token of the contract. One sentence for all that can be wrong with a token: no oracle."""
-    from casemate.contract.document import parse_contract
+    from casemate.contract.document import parse_contract, parse_section
     from casemate.contract.token import is_token, load_private_key, open_token
     from casemate.errors import CasemateError
 
@@ -141,10 +150,15 @@ def open_contract(user_data: bytes, key_pem: bytes) -> Opened:
         if not is_token(text):
             plain[name] = text.encode()
             continue
+        # What makes no sense fails as what doesn't open does: nobody learns from a start whether a padding was right.
+        accept = _load_auditor if name == "attestationPublicKey" else parse_section
         try:
-            plain[name] = open_token(text, key).plain
+            token = open_token(text, key, accept)
         except CasemateError:
             raise Stop("HPL11007E", f"{name} can't be opened: damaged, or sealed for another image") from None
+        if token.short_password:
+            announce(f"# HPL11008W: the token of {name} has a short password; seal it again with another tool")
+        plain[name] = token.plain
         tokens += 1
     return Opened(sealed, plain, contract.envworkload_signature, tokens)
 
@@ -238,6 +252,7 @@ def hostname(meta_data: bytes) -> str:
 def hand_over(opened: Opened, directory: Path) -> None:
     """Leave the opened contract where the Hyper Protect Layer looks for it, in memory only."""
     directory.mkdir(mode=0o700, parents=True)
+    directory.with_name(f"{directory.name}-public").mkdir(mode=0o755)
     contract = directory / "contract"
     contract.mkdir(mode=0o700)
     contents = dict(opened.plain)
@@ -304,6 +319,10 @@ def boot() -> None:
     if (memory := kernel.memory_mib()) < LEAST_MEMORY_MIB:
         raise Stop("HPL11003E", f"the machine has {memory} MiB of memory, it needs a machine of 1024 MiB")
     archive, disk = kernel.wait_for_disk(ARCHIVE_SERIAL, 10), kernel.wait_for_disk(ROOT_SERIAL, 1)
+    serials = [each.serial for each in kernel.disks()]
+    for serial in (ARCHIVE_SERIAL, ROOT_SERIAL):
+        if serials.count(serial) > 1:
+            raise Stop("HPL11009E", f"two disks with the serial number {serial} are attached: which one is meant?")
     if archive is None or disk is None:
         missing = ARCHIVE_SERIAL if archive is None else ROOT_SERIAL
         raise Stop("HPL11009E", f"no disk with the serial number {missing} is attached")
@@ -311,6 +330,10 @@ def boot() -> None:
         raise Stop("HPL11009E", f"the root disk has {disk.size >> 20} MiB, too few")
     volume = read_cidata([d for d in kernel.disks() if d.name not in (archive.name, disk.name)])
 
+    if not is_free(_read_disk(disk, PROBE), _read_disk(disk, PROBE, DATA_START)):
+        raise Stop(
+            "HPL11009E", f"the root disk {disk.name} holds something else than a root of ours, and is left as it is"
+        )
     root = RootDisk(disk, archive, image["root_size"], image["root_sha256"])
     announce("# create new root partition...")
     announce("# encrypt root partition...")

@@ -32,7 +32,7 @@ def service() -> None:
     """Say which service failed; wait; power off."""
     say("HPL10000E", f"Service failed -> {failed()}: the machine stops in {GRACE:.0f} seconds.")
     time.sleep(GRACE)
-    subprocess.run(["/usr/bin/systemctl", "--no-block", "poweroff"], check=False)
+    subprocess.run(["/usr/bin/systemctl", "--no-block", "poweroff"], check=True)  # else the unit's FailureAction
 
 
 if __name__ == "__main__":

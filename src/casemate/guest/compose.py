@@ -304,9 +304,7 @@ def _source(made: Service, source: str, place: str, places: Places, named: Mappi
                 if path != mount:
                     made.directories.append(inside)
                 return inside, False
-        if re.match(
-            r"/(proc|sys|dev|run|etc|usr|s?bin|lib(32|64|x32)?|boot|root|var)?(/|$)", path
-        ):
+        if re.match(r"/(proc|sys|dev|run|etc|usr|s?bin|lib(32|64|x32)?|boot|root|var)?(/|$)", path):
             raise ComposeError(f"{place}: a directory of the system can't be mounted")
         made.directories.append(places.scratch + path)
         return places.scratch + path, False

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import os
+import re
+import shutil
+import stat
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
 from casemate.contract.archive import Archive, read_archive
 from casemate.contract.errors import ContractError
 from casemate.contract.images import read_compose
-from casemate.guest import state
+from casemate.guest import kernel, state
 from casemate.guest.compose import ComposeError, Places, Service, of_several_lines, services
 from casemate.guest.report import Stop, run, say
 from casemate.guest.storage import VOLUMES
@@ -32,37 +37,79 @@ def unpack(archive: Archive, directory: Path) -> None:
         path.chmod(0o755 if name in archive.executable else 0o644)
 
 
-def prepare(service: Service) -> None:
-    """Make the directories that are mounted, and see that no mount goes through a link.
+def prepare(service: Service) -> dict[str, str]:
+    """Hold fast what a service mounts, each at a place of ours; return these places by path.
 
-    Containers write to volumes and to the archive's files: a link that one left there must not give the next one a
-    directory of the guest.
+    Containers write to volumes, also while the next one starts: a link that one left there must not give another a
+    directory of the guest. So each mount is opened through no link, and what was opened is what is mounted.
     """
-    for path in service.mounts:
-        if Path(path).resolve() != Path(path):
-            raise Stop("HPL08002E", f"service {service.name}: a link lies on the way to a directory that it mounts")
-    for directory in service.directories:
-        Path(directory).mkdir(parents=True, exist_ok=True)
+    places = {}
+    for number, path in enumerate(dict.fromkeys(service.mounts)):
+        descriptor = open_beneath(path, make=path in service.directories)
+        try:
+            place = state.RUN / "mounts" / service.name / str(number)
+            place.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            place.mkdir() if stat.S_ISDIR(os.fstat(descriptor).st_mode) else place.touch()
+            kernel.mount(f"/proc/self/fd/{descriptor}", str(place), flags=kernel.MS_BIND)
+        except OSError as error:
+            raise Stop("HPL08002E", f"service {service.name}: a mount can't be made: {error.strerror}") from None
+        finally:
+            os.close(descriptor)
+        places[path] = str(place)
+    return places
+
+
+def open_beneath(path: str, *, make: bool) -> int:
+    """Open a file or directory step by step, through no link; ``make`` the directories that are missing."""
+    here = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    parts = path.strip("/").split("/")
+    for number, part in enumerate(parts):
+        flags = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC | (os.O_DIRECTORY if number + 1 < len(parts) else 0)
+        try:
+            if make:
+                with suppress(FileExistsError):
+                    os.mkdir(part, 0o755, dir_fd=here)
+            there = os.open(part, flags, dir_fd=here)
+        except OSError:
+            raise Stop("HPL08002E", "a directory that is mounted is missing, or a link lies on the way to it") from None
+        finally:
+            os.close(here)
+        here = there
+    if stat.S_ISLNK(os.fstat(here).st_mode):
+        os.close(here)
+        raise Stop("HPL08002E", "what is mounted is a link")
+    return here
+
+
+_EXITS = {125: "its options are not possible", 126: "its command can't be run", 127: "its command is not there"}
 
 
 def start(service: Service, network: str | None) -> None:
-    """Start one container. Its variables go by a file, or, those of several lines, by the engine's environment."""
-    prepare(service)
+    """Start one container. Its variables go by a file, or, those of several lines, by the engine's environment.
+
+    What the engine says of a failure is not told: it may quote the command, and with it a secret.
+    """
+    options = list(service.options)
+    for path, place in prepare(service).items():
+        options = [option.replace(f"--volume={path}:", f"--volume={place}:") for option in options]
     longer = {name: value for name, value in service.environment.items() if of_several_lines(value)}
     lines = {name: value for name, value in service.environment.items() if name not in longer}
     variables = state.RUN / "environment" / service.name
     state.write(variables, "".join(f"{name}={value}\n" for name, value in lines.items()))
-    options = [f"--name={service.container}", f"--env-file={variables}", *(f"--env={name}" for name in longer)]
+    options += [f"--name={service.container}", f"--env-file={variables}", *(f"--env={name}" for name in longer)]
     if network is not None:
         options += [f"--network={network}", f"--network-alias={service.name}"]
     try:
         state.call(
-            *(PODMAN, "run", "--detach", "--pull=never", "--log-driver=journald", *options, *service.options),
+            *(PODMAN, "run", "--detach", "--pull=never", "--log-driver=journald", *options),
             *(service.image, *service.command),
             env=longer,
         )
     except OSError as error:
-        raise Stop("HPL08004E", f"service {service.name} does not start: {error}") from None
+        found = re.search(r"ended with (\d+)", str(error))
+        code = int(found[1]) if found else 0
+        text = _EXITS.get(code, f"the engine ended with {code}")
+        raise Stop("HPL08004E", f"service {service.name} does not start: {text}") from None
     finally:
         variables.unlink(missing_ok=True)
 
@@ -89,9 +136,9 @@ def mount_points(volumes: Mapping[str, Mapping[str, str]]) -> dict[str, str]:
 
 def service() -> None:
     """Unpack, translate, start."""
-    for left in (state.SEEDS, state.PASSPHRASES):
+    for left in (state.CONTRACT, state.SEEDS, state.PASSPHRASES):
         if left.exists():
-            raise Stop("HPL08006E", "seeds or passphrases are still there: no container starts")
+            raise Stop("HPL08006E", "seeds, passphrases or sections are still there: no container starts")
     workload = state.section("workload")
     try:
         archive = read_archive(workload["compose"]["archive"])
@@ -106,6 +153,8 @@ def service() -> None:
     if len(found) > 1:
         network = NETWORK
         state.call(PODMAN, "network", "create", NETWORK)
+    shutil.rmtree(state.SECTIONS)  # from here on workloads run, and none should find what it doesn't need
+    state.ENVIRONMENT.unlink()
     by_name = {each.name: each for each in found}
     for each in found:
         for other, condition in each.after.items():

@@ -42,6 +42,13 @@ def read_sections() -> tuple[dict[str, Any], dict[str, Any]]:
     return workload, env
 
 
+def refuse_third_seeds(env: dict[str, Any]) -> None:
+    """Stop where a volume names a key service: made without its share, the passphrase would be weaker than asked for."""
+    for name, volume in env.get("volumes", {}).items():
+        if further := sorted({"kms", "grep11", "uv-secret-id"} & volume.keys()):
+            raise Stop("HPL07001E", f"volume {name}: {', '.join(further)} is not supported yet")
+
+
 def take_seeds(workload: dict[str, Any], env: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """Remove the seeds from both sections and return them by volume."""
     seeds: dict[str, dict[str, Any]] = {}
@@ -96,6 +103,7 @@ def service() -> None:
     import json
 
     workload, env = read_sections()
+    refuse_third_seeds(env)
     seeds = take_seeds(workload, env)
     state.write_json(state.SEEDS, seeds)
     state.write_json(state.SECTIONS / "workload.json", workload)

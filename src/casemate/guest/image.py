@@ -8,6 +8,7 @@ have the digest is refused by the engine while it is pulled.
 from __future__ import annotations
 
 import json
+import shutil
 from typing import Any
 
 from casemate.contract.archive import read_archive
@@ -68,6 +69,8 @@ def service() -> None:
     state.write(POLICY, json.dumps(policy(images)), 0o644)
     for image in images:
         pull(image)
+    state.AUTH.unlink()  # nothing is pulled later, and workloads have no need of logins
+    shutil.rmtree(state.CERTIFICATES)
     say("HPL16003I", f"{len(images)} image{'s'[: len(images) != 1]} admitted and pulled")
 
 

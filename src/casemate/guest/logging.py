@@ -85,7 +85,7 @@ def configuration(host: str, port: int, directory: str) -> str:
     """Return the configuration of rsyslog: the journal in, TLS out, a queue in memory between them."""
     target = f"[{host}]" if _is_ipv6(host) else host
     return f"""\
-global(workDirectory="{directory}" maxMessageSize="64k"
+global(workDirectory="{directory}" maxMessageSize="16k"
        defaultNetstreamDriverCAFile="{directory}/server.pem"
        defaultNetstreamDriverCertFile="{directory}/cert.pem"
        defaultNetstreamDriverKeyFile="{directory}/key.pem")
@@ -98,12 +98,12 @@ template(name="line" type="list") {{
 }}
 set $.from = $programname;
 if $!CONTAINER_NAME != "" then {{
-  set $.from = $!CONTAINER_NAME;
+  set $.from = "container/" & $!CONTAINER_NAME;
 }}
 action(type="omfwd" target="{target}" port="{port}" protocol="tcp" template="line" tcp_framing="octet-counted"
        streamDriver="gtls" streamDriverMode="1" streamDriverAuthMode="x509/name"
-       streamDriverPermittedPeers="{host}" keepAlive="on"
-       queue.type="LinkedList" queue.size="50000" queue.timeoutEnqueue="0" queue.timeoutShutdown="3000"
+       streamDriverPermittedPeers="{host}" streamDriver.permitExpiredCerts="off" keepAlive="on"
+       queue.type="LinkedList" queue.size="10000" queue.timeoutEnqueue="0" queue.timeoutShutdown="3000"
        action.resumeRetryCount="-1" action.resumeInterval="1")
 """
 

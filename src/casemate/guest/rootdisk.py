@@ -26,6 +26,19 @@ CHUNK = 4 << 20
 MAPPING = "casemate-root"
 SYSTEM, STATE = "casemate-system", "casemate-state"
 SMALLEST_ROOT_DISK = 2 << 30
+LABEL = "casemate-root"
+
+
+def is_free(beginning: bytes, at_data: bytes) -> bool:
+    """Whether a disk may become the root, by its first bytes and those where a data volume would begin.
+
+    Its serial number is the infrastructure's word: a data disk under that name must not be lost. Free is what is
+    empty, or an earlier root of ours, by the label of its LUKS2 header.
+    """
+    if at_data.startswith(b"LUKS\xba\xbe"):
+        return False
+    ours = beginning.startswith(b"LUKS\xba\xbe\0\x02") and beginning[24:72].rstrip(b"\0") == LABEL.encode()
+    return ours or not beginning.strip(b"\0")
 
 
 class RootDisk:
@@ -44,7 +57,16 @@ class RootDisk:
             *("cryptsetup", "luksFormat", "--batch-mode", "--type", "luks2", "--key-file=-"),
             *("--cipher", "aes-xts-plain64", "--key-size", "512", "--sector-size", "4096"),
             *("--pbkdf", "pbkdf2", "--pbkdf-force-iterations", "1000", "--hash", "sha256"),
-            *("--luks2-keyslots-size", "512k", "--luks2-metadata-size", "16k", "--use-urandom", self._disk.path),
+            *(
+                "--label",
+                LABEL,
+                "--luks2-keyslots-size",
+                "512k",
+                "--luks2-metadata-size",
+                "16k",
+                "--use-urandom",
+                self._disk.path,
+            ),
             stdin=passphrase,
         )
         kernel.run(
@@ -100,7 +122,7 @@ class RootDisk:
                 while written < got:
                     written += os.pwrite(target, part[written:], done + written)
                 done += got
-            os.fsync(target)
+            # Not waited for: what is mounted is read from the cache that was just written, and goes to the disk later.
         finally:
             os.close(source)
             os.close(target)

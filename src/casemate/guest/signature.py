@@ -7,6 +7,7 @@ infrastructure; a certificate's dates are a protection against mistakes, not aga
 from __future__ import annotations
 
 import datetime
+import shutil
 
 from casemate.contract.errors import KeyFileError, SignatureError
 from casemate.contract.signature import SigningKey, read_signing_key, verify
@@ -29,7 +30,13 @@ def check_time(key: SigningKey, now: datetime.datetime) -> None:
 
 
 def service() -> None:
-    """Verify the signature, or see that none was asked for."""
+    """Verify the signature, or see that none was asked for; then forget the sections as they were delivered."""
+    check()
+    shutil.rmtree(state.CONTRACT)  # a section that was not sealed still has its seeds in it
+
+
+def check() -> None:
+    """Stop where the contract names a ``signingKey`` and its signature does not hold."""
     signing_key = state.section("env").get("signingKey")
     if signing_key is None:
         return

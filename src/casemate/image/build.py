@@ -37,6 +37,8 @@ CONSOLES = {"amd64": "ttyS0", "s390x": "ttysclp0"}
 HARDENING = (
     *("lockdown=confidentiality", "init_on_free=1", "init_on_alloc=1", "slab_nomerge", "page_alloc.shuffle=1"),
     *("vsyscall=none", "debugfs=off", "oops=panic", "panic=-1", "module.sig_enforce=1", "random.trust_bootloader=off"),
+    # Nothing of the machine's firmware tables becomes a configuration of the system.
+    *("systemd.import_credentials=no", "sysctl.kernel.sysrq=0", "sysctl.kernel.yama.ptrace_scope=3"),
 )
 QUIET = ("quiet", "loglevel=3", "systemd.show_status=no", "rd.udev.log_level=3", "plymouth.enable=0")
 

@@ -53,6 +53,7 @@ public = key.public_key().public_bytes(serialization.Encoding.PEM, serialization
 text = token.seal(b"x: 1", public)
 assert token.open_token(text, token.load_private_key(pem)).plain == b"x: 1"
 record.sign(record.build("1", [], []), pem)
+assert document.parse_section(b'x: 1')
 document.parse_contract(b"workload: '%s'\\nenv: '%s'\\n" % (text.encode(), text.encode()))
 try:
     cidata.read_volume(bytes(65536))

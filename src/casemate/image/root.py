@@ -168,7 +168,8 @@ def build_root(arch: str, cache: Path, progress: Callable[[str], None] = lambda 
     tree = build_tree(arch, cache)
     release = next((tree / "usr/lib/modules").iterdir()).name
     ours = list(guest_files())
-    key = cache_key(tree.name, LEFT_OUT, MODULES, [(name, hashlib.sha256(data).hexdigest()) for name, data in ours])
+    here = Path(__file__).read_text("utf-8")  # what it removes, keeps and writes
+    key = cache_key(tree.name, here, [(name, hashlib.sha256(data).hexdigest()) for name, data in ours])
     archive = cache / f"root-{arch}-{key}.squashfs"
     listing = cache / f"root-{arch}-{key}.txt"
     if not (archive.is_file() and listing.is_file()):
@@ -271,6 +272,10 @@ WANTED = (
 """The units of Debian's packages that may run. All other services, timers and sockets are masked."""
 
 
+UDEV_RULES = ("50-udev-default.rules", "75-net-description.rules", "80-net-setup-link.rules", "99-systemd.rules")
+"""What is left of udev: no program looks at what the infrastructure plugs in, no driver is loaded for it."""
+
+
 def configure(root: Path) -> None:
     """Turn a Debian tree into one that starts the layer and nothing else."""
     units = root / "usr/lib/systemd/system"
@@ -297,6 +302,11 @@ def configure(root: Path) -> None:
     # Only what the network needs: the disks and the console were found by the bootloader.
     command = b"ExecStart=udevadm trigger --subsystem-match=net --action=add"
     write(trigger, re.sub(rb"(?m)^ExecStart=.*$", command, trigger.read_bytes()))
+    for name in ("systemd-tmpfiles-setup.service", "systemd-sysctl.service"):
+        write(units / name, re.sub(rb"(?m)^LoadCredential=.*\n", b"", (units / name).read_bytes()))
+    for rule in sorted((root / "usr/lib/udev/rules.d").iterdir()):
+        if rule.name not in UDEV_RULES:
+            rule.unlink()
     write(root / "etc/machine-id", b"")
     write(root / "etc/fstab", b"")
     write(root / "etc/shadow", b"", 0o600)
