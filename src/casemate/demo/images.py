@@ -81,11 +81,11 @@ POSTGRES = Recipe(
     packages=("postgresql-15", "busybox-static"),
     paths=(
         *("bin/busybox", "usr/lib/postgresql/15/bin/postgres", "usr/lib/postgresql/15/bin/initdb"),
-        *("usr/lib/postgresql/15/lib/*.so", "usr/share/postgresql/15", "usr/share/zoneinfo"),
+        *("usr/lib/postgresql/15/lib/*.so", "usr/share/postgresql/15", "usr/share/zoneinfo/Etc"),
     ),
     left_out=(
-        *("usr/lib/postgresql/15/lib/llvmjit.so", "usr/share/postgresql/15/man", "usr/share/postgresql/15/extension"),
-        *("usr/share/zoneinfo/right", "usr/share/zoneinfo/posix", "usr/share/postgresql/15/locale"),
+        *("usr/lib/postgresql/15/lib/llvmjit.so", "usr/share/postgresql/15/man"),
+        *("usr/share/postgresql/15/locale", "usr/share/postgresql/15/extension/[!p]*"),
     ),
     files={**_BASE, "usr/local/bin/start": (0o755, _POSTGRES_START)},
     config={
