@@ -33,6 +33,7 @@ from casemate.image import initrd
 from casemate.image.root import Root, build_root
 
 VERSION = "26.11.0"
+FORMAT = "casemate-image/1"
 CONSOLES = {"amd64": "ttyS0", "s390x": "ttysclp0"}
 HARDENING = (
     *("lockdown=confidentiality", "init_on_free=1", "init_on_alloc=1", "slab_nomerge", "page_alloc.shuffle=1"),
@@ -67,14 +68,17 @@ class ImageDirectory:
     def describe(self) -> dict[str, Any]:
         """Return the content of ``image.json``; raise :class:`CasemateError` where this is no image directory."""
         try:
-            return dict(json.loads((self.path / "image.json").read_text()))
+            described = json.loads((self.path / "image.json").read_text("utf-8"))
         except (OSError, ValueError):
+            described = None
+        if not isinstance(described, dict) or described.get("format") != FORMAT:
             raise CasemateError(
                 "this is not an image directory: image.json can't be read",
                 "casemate image build DIR makes one",
                 str(self.path),
                 id="IMAGE-NOT-FOUND",
-            ) from None
+            )
+        return described
 
 
 def command_line(arch: str) -> str:
@@ -100,6 +104,16 @@ def build_image(
     from casemate.machine import home
     from casemate.secureexec import hostkey, image
 
+    # What can be refused is refused before anything is built.
+    _check_replaceable(directory)
+    if host_keys:
+        documents = [(path.name, path.read_bytes()) for path in host_keys]
+    else:
+        from casemate.machine.ultravisor import SoftwareUltravisor
+
+        documents = [("development.crt", SoftwareUltravisor.load_or_create().document)]
+    hosts = [hostkey.load(document) for _, document in documents]
+
     cache = cache or home.directory() / "cache"
     authority = DevelopmentCA.load_or_create(ca or home.directory() / "ca")
     issued: list[Any] = []
@@ -114,14 +128,6 @@ def build_image(
     if not issued:
         raise CasemateError("the image's keys could not be made", id="IMAGE-KEYS")
     certificates = issued[0]
-
-    if host_keys:
-        documents = [(path.name, path.read_bytes()) for path in host_keys]
-    else:
-        from casemate.machine.ultravisor import SoftwareUltravisor
-
-        documents = [("development.crt", SoftwareUltravisor.load_or_create().document)]
-    hosts = [hostkey.load(document) for _, document in documents]
 
     now = datetime.datetime.now(datetime.UTC).replace(microsecond=0)
     kernel, cmdline = root.kernel.read_bytes(), command_line(arch)
@@ -165,7 +171,7 @@ def build_image(
             "crl.pem": authority.crl_pem,
             "image.json": json.dumps(
                 {
-                    **{"format": "casemate-image/1", "version": VERSION, "arch": arch, "created": now.isoformat()},
+                    **{"format": FORMAT, "version": VERSION, "arch": arch, "created": now.isoformat()},
                     **{"kernel": root.release, "command_line": cmdline, "tag": packed.tag.hex()},
                     "hosts": [name for name, _ in documents],
                 },
@@ -175,8 +181,8 @@ def build_image(
         }
         for name, text in texts.items():
             (new / name).write_bytes(text if isinstance(text, bytes) else text.encode())
+        _check_replaceable(directory)
         if directory.exists():
-            _check_replaceable(directory)
             shutil.rmtree(directory)
         new.rename(directory)
     return ImageDirectory(directory)
@@ -234,7 +240,7 @@ def is_current(
 
 def _check_replaceable(directory: Path) -> None:
     """Only an image, or nothing, may be replaced by an image."""
-    if any(directory.iterdir()) and not (directory / "image.json").is_file():
+    if directory.exists() and any(directory.iterdir()) and not (directory / "image.json").is_file():
         raise CasemateError(
             "the directory is not empty and holds no image",
             "name another directory",
