@@ -7,8 +7,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from program import Result
+
+settings.register_profile("casemate", deadline=None)  # how fast a machine is says nothing about a rule
+settings.load_profile("casemate")
 
 
 @pytest.fixture
