@@ -1,0 +1,22 @@
+"""The whole story, as a newcomer runs it: every step of it checks itself, and the program ends with 0 only if all held."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.machines
+
+
+def test_the_demo_holds_and_leaves_nothing_running(tmp_path: Path) -> None:
+    kept = tmp_path / "kept"
+    program = [sys.executable, "-c", "from casemate.cli import main; main()", "demo", "--keep", str(kept)]
+    done = subprocess.run(program, capture_output=True, timeout=1500)
+    said = done.stdout.decode() + done.stderr.decode()
+    assert done.returncode == 0, said[-4000:]
+    assert "DEVELOPMENT TEE" in said
+    left = subprocess.run(["pgrep", "-f", "casemate-demo"], capture_output=True).stdout
+    assert left == b""
