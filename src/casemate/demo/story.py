@@ -13,6 +13,7 @@ import re
 import secrets
 import shutil
 import signal
+import socket
 import subprocess
 import tempfile
 import time
@@ -25,6 +26,7 @@ from typing import TYPE_CHECKING
 
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from rich.markup import escape
 
 from casemate.attestation.verify import Outcome, Verdict, verify
 from casemate.contract.archive import write_archive
@@ -39,7 +41,7 @@ from casemate.demo.services import LogServer, Registry, free_port
 from casemate.errors import CasemateError
 from casemate.image.build import ImageDirectory, build_image, is_current
 from casemate.machine import home
-from casemate.machine.machines import Data, Machine, MachineError, Port, Specification, get, up
+from casemate.machine.machines import Data, Machine, MachineError, Port, Specification, all_machines, get, up
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -97,6 +99,8 @@ class Stage:
     mark: str = field(default_factory=lambda: f"mark-{secrets.token_hex(8)}")
     hidden: dict[str, bytes] = field(default_factory=dict)
     """Everything that must be found on no disk of the infrastructure, by what it is."""
+    ports: list[int] = field(default_factory=list)
+    """Where the services listen."""
 
     def place(self, persona: str) -> Path:
         """Return the directory of one party."""
@@ -122,20 +126,27 @@ def tell(console: Console, *, keep: Path | None = None, port: int | None = None)
         try:
             verdict = _steps(stage, keep)
         finally:
-            ignore()  # a second Ctrl-C must not disturb the end of what runs
-    _conclude(narrator, verdict, stage, keep)
+            ignore()
+    _gone(stage)
+    _conclude(narrator, verdict, keep)
 
 
 @contextmanager
 def _signals() -> Iterator[Callable[[], None]]:
-    """Have a wish to end the program raise ``KeyboardInterrupt``; yield what makes it deaf to further ones."""
+    """Have the first wish to end the program raise ``KeyboardInterrupt``, and be deaf to further ones: they would disturb
+    the end of what runs. Yield what makes it deaf without any.
+    """
     kinds = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    before = {kind: signal.signal(kind, signal.default_int_handler) for kind in kinds}
 
     def ignore() -> None:
         for kind in kinds:
             signal.signal(kind, signal.SIG_IGN)
 
+    def end(_kind: int, _frame: object) -> None:
+        ignore()
+        raise KeyboardInterrupt
+
+    before = {kind: signal.signal(kind, end) for kind in kinds}
     try:
         yield ignore
     finally:
@@ -231,6 +242,7 @@ def _agree(stage: Stage, image: ImageDirectory, container: Path) -> Agreed:
     with tell.working("a registry (TLS, password) and a log backend (mutual TLS) start on the loopback address"):
         registry = stack.enter_context(Registry.running(stage.directory / "registry"))
         logs = stack.enter_context(LogServer.running(stage.directory / "log-backend"))
+        stage.ports += [registry.port, logs.port]
         digest = registry.push(container, "postgres")
     with tell.working("the deployer and the auditor make their keys"), ThreadPoolExecutor(2) as pool:
         signing_key, auditor_key = pool.map(parties.new_key, (4096, 4096))
@@ -350,8 +362,13 @@ def _start(stage: Stage, agreed: Agreed) -> Machine:
     tell.by("infrastructure", "attaches the encrypted image, the contract and an empty disk, and switches on")
     machine = _up(stage, agreed.specification, "start: bootloader, contract, disks, containers")
     steps = [line for line in machine.console().splitlines() if line.startswith("# ") or "HPL" in line]
-    tell.quote([re.sub(r"^.*?(?=HPL[0-9]{5})", "", line) for line in steps])
+    tell.quote(map(_message, steps))
     return machine
+
+
+def _message(line: str) -> str:
+    """Return a line of the console from its identifier on, or as it is where it has none."""
+    return re.sub(r"^.*?(?=HPL[0-9]{5})", "", line)
 
 
 def _up(stage: Stage, specification: Specification, title: str) -> Machine:
@@ -554,9 +571,8 @@ def _attack(stage: Stage, agreed: Agreed) -> None:
     reason = next((line for line in machine.console().splitlines() if "HPL12001E" in line), "")
     if machine.running or not reason or "HPL10001I" in machine.console():
         raise DemoError("the machine did not refuse the swapped section as it should", refused.diagnostics())
-    tell.quote(
-        [reason[reason.index("HPL12001E") :], *(line for line in machine.console().splitlines() if "HPL10000E" in line)]
-    )
+    for line in (reason, next((line for line in machine.console().splitlines() if "HPL10000E" in line), "")):
+        tell.say(f"[red]{escape(_message(line))}[/]")
     tell.held("the machine refused, said why, and stopped")
     if _digest(disk) != before:
         raise DemoError("the data disk was written to")
@@ -571,10 +587,23 @@ def _digest(path: Path) -> str:
 # ------------------------------------------------------------------------------------------------------- the end
 
 
-def _conclude(tell: Narrator, verdict: Verdict, stage: Stage, keep: Path | None) -> None:
+def _gone(stage: Stage) -> None:
+    """Look whether really nothing is left: no directory, no machine, nobody at a port."""
+    left = [stage.directory] if stage.directory.exists() else []
+    left += [each.directory for each in all_machines() if each.name in (stage.name, f"{stage.name}-attack")]
+    if left:
+        raise DemoError("is still there", "remove it", str(left[0]))
+    for port in (stage.port, *stage.ports):
+        with socket.socket() as probe:
+            probe.settimeout(2.0)
+            if probe.connect_ex(("127.0.0.1", port)) == 0:
+                raise DemoError(f"something still listens on port {port} of the loopback address")
+    stage.tell.held("everything that was started has been stopped, and nothing of it is left")
+
+
+def _conclude(tell: Narrator, verdict: Verdict, keep: Path | None) -> None:
     from casemate.cli.attestation import show_verdict
 
-    tell.held("everything that was started has been stopped, and nothing of it is left")
     tell.console.print()
     tell.console.rule("[bold]What the auditor reads[/]", align="left", style="dim")
     show_verdict(verdict)
