@@ -54,7 +54,7 @@ identifiers of their own: [messages](messages.md).
 
 | variable | |
 | --- | --- |
-| `CASEMATE_HOME` | where cache, authority, host key and machines are kept; else `$XDG_DATA_HOME/casemate`, `~/.local/share/casemate` |
+| `CASEMATE_HOME` | where all state is kept; else `$XDG_DATA_HOME/casemate`, `~/.local/share/casemate` |
 
 Secrets are never taken from the environment, and never from an argument where a file will do: other users of a machine can
 see arguments.
@@ -62,8 +62,10 @@ see arguments.
 """
 
 PROBLEM = '{"place", "text", "severity": "error"|"warning"|"note", "id"}'
-MACHINE = '{"name", "state": "starting"|"running"|"stopped", "image", "arch", "acceleration": "kvm"|"tcg", "memory_mib", \
+MACHINE = (
+    '{"name", "state": "starting"|"running"|"stopped", "image", "arch", "acceleration": "kvm"|"tcg", "memory_mib", \
 "cpus", "ports": [[host, guest]], "data": [path], "created": seconds, "reason", "directory"}'
+)
 IMAGE = '"format": "casemate-image/1", "version", "arch", "created", "kernel", "command_line", "tag", "hosts": [name]'
 CHAIN = '{"format": "casemate-chain/1", "proved": bool, "development": bool, "time", "problems": [error], "links": \
 [{"subject", "issuer", "serial", "fingerprint", "development", "not_before", "not_after", "signed_by", "signing_key", "how", \

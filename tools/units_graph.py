@@ -194,9 +194,7 @@ def picture() -> str:
             continue
         unit = all_units[name]
         kind = "end" if name == END else unit.kind
-        out.append(
-            f'<rect class="{kind}" x="{x - WIDTH / 2:g}" y="{y:g}" width="{WIDTH}" height="{HEIGHT}" rx="6"/>'
-        )
+        out.append(f'<rect class="{kind}" x="{x - WIDTH / 2:g}" y="{y:g}" width="{WIDTH}" height="{HEIGHT}" rx="6"/>')
         out.append(f'<text x="{x:g}" y="{y + 22:g}" text-anchor="middle">{escape(name)}</text>')
         short = unit.description.split(":")[0]
         out.append(f'<text class="small" x="{x:g}" y="{y + 39:g}" text-anchor="middle">{escape(_fit(short))}</text>')
