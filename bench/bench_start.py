@@ -43,7 +43,8 @@ After=network-online.target
 Wants=network-online.target
 [Service]
 Type=oneshot
-ExecStart=/usr/bin/podman run --quiet --detach --authfile /etc/auth.json --cert-dir /etc/registry {image} sleep 1000000
+ExecStart=/usr/bin/podman pull --quiet --authfile /etc/auth.json --cert-dir /etc/registry {image}
+ExecStart=/usr/bin/podman run --detach --pull=never {image} sleep 1000000
 ExecStart=/bin/echo {ready}
 StandardOutput=journal+console
 StandardError=journal+console

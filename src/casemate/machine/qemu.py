@@ -36,7 +36,7 @@ ARCHITECTURES = {
     "amd64": Architecture(
         *("qemu-system-x86_64", "pc", "pci", ("-serial", "chardev:console"), "qemu-system-x86"),
         # Not `max`: emulating AVX, and `rep stosb` where ERMS promises it is fast, makes the whole guest half as fast.
-        "qemu64,+cx16,+popcnt,+ssse3,+sse4.1,+sse4.2,+aes,+pclmulqdq,+rdrand,+rdseed,+smep,+smap",
+        "qemu64,+cx16,+popcnt,+ssse3,+sse4.1,+sse4.2,+aes,+pclmulqdq,+rdrand,+smep,+smap",
     ),
     "s390x": Architecture(
         *("qemu-system-s390x", "s390-ccw-virtio", "ccw"),
