@@ -151,7 +151,8 @@ class Registry:
         (trusted / "ca.crt").write_bytes(self.authority)
         done = subprocess.run(
             [
-                *("skopeo", "copy", "--quiet", "--dest-authfile", str(auth), "--dest-cert-dir", str(trusted)),
+                *("skopeo", "copy", "--quiet", "--preserve-digests"),
+                *("--dest-authfile", str(auth), "--dest-cert-dir", str(trusted)),
                 *(f"oci:{layout}", f"docker://{here}/{name}:{tag}"),
             ],
             capture_output=True,
