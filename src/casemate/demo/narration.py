@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.markup import escape
 from rich.padding import Padding
-from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 PERSONAS = {
@@ -98,11 +98,13 @@ class Narrator:
 
             yield Work(told, lambda done, total: None)
         else:
-            columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(20), TimeElapsedColumn())
+            columns = (SpinnerColumn(), TimeElapsedColumn(), TextColumn("{task.description}"))
             with Progress(*columns, console=self.console, transient=True) as progress:
                 task = progress.add_task(title, total=None)
-                yield Work(
-                    lambda step: progress.update(task, description=f"{title}: [dim]{escape(step[:70])}[/]"),
-                    lambda done, total: progress.update(task, completed=done, total=total),
-                )
+                most = max(self.console.width - len(title) - 16, 10)
+
+                def show(step: str) -> None:
+                    progress.update(task, description=f"{title}: [dim]{escape(step[:most])}[/]")
+
+                yield Work(show, lambda done, total: show(f"{done * 100 // max(total, 1)} %"))
         self.held(f"{title}  [dim]{time.monotonic() - began:.1f} s[/]")
