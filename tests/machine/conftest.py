@@ -2,123 +2,21 @@
 
 from __future__ import annotations
 
-import hashlib
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
-from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey
+from surroundings import Outcome, World, attempt
 
 from casemate.demo import images, parties
 from casemate.demo.services import LogServer, Registry
 from casemate.image.build import build_image, is_current
 from casemate.machine import home
-from casemate.machine.machines import Data, MachineError, Specification, start, wait
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "luks"))
-PATIENCE = 600.0
-
-
-@dataclass(frozen=True)
-class World:
-    """What every machine of the tests has around it, and what must never be seen of it."""
-
-    image: Path
-    registry: Registry
-    logs: LogServer
-    container: str
-    signing_key: RSAPrivateKey
-    directory: Path
-    seeds: tuple[str, str] = field(default_factory=lambda: (parties.new_seed(), parties.new_seed()))
-
-    @property
-    def certificate(self) -> bytes:
-        return (self.image / "encryption.crt").read_bytes()
-
-    @property
-    def secrets(self) -> dict[str, str]:
-        key = self.logs.client.key.decode().splitlines()[1]
-        return {
-            **{"the provider's seed": self.seeds[0], "the deployer's seed": self.seeds[1]},
-            **{"the registry's password": self.registry.password, "the client's key": key},
-        }
-
-    def workload(self, compose: str | None = None, seed: bool = True) -> parties.Section:
-        text = compose or f"services:\n  app:\n    image: {self.container}\n    command: [sleep, '1000000']\n"
-        return parties.workload_section(text, registry=self.registry, seed=self.seeds[0] if seed else None)
-
-    def env(self, seed: bool = True) -> parties.Section:
-        return parties.env_section(
-            self.logs,
-            registry=self.registry,
-            seed=self.seeds[1] if seed else None,
-            signing_key=parties.public_pem(self.signing_key),
-        )
-
-    def contract(self, workload: parties.Section | None = None, env: parties.Section | None = None) -> bytes:
-        return parties.contract_of(
-            parties.seal(workload or self.workload(), self.certificate),
-            parties.seal(env or self.env(), self.certificate),
-            signing_key=self.signing_key,
-        )
-
-    def specification(self, name: str, contract: bytes | None = None, **more: object) -> Specification:
-        values: dict[str, object] = {"memory_mib": 1024, "root_size": 4 << 30, **more}
-        return Specification(name, self.image, self.contract() if contract is None else contract, **values)  # type: ignore[arg-type]
-
-    def data(self, name: str, content: Callable[[Path], None] | None = None) -> Data:
-        path = self.directory / f"{name}.img"
-        with path.open("wb") as file:
-            file.truncate(512 << 20)
-        if content is not None:
-            content(path)
-        return Data(path)
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """How a machine ended that was expected to refuse."""
-
-    ready: bool
-    reason: str
-    console: str
-    left_behind: str
-    disks_untouched: bool
-
-
-def attempt(specification: Specification) -> Outcome:
-    """Start a machine, wait for its end, forget it; say what was seen."""
-    before = [_digest(data.path) for data in specification.data]
-    machine = start(specification)
-    try:
-        ready = True
-        try:
-            wait(machine, timeout=PATIENCE)
-        except MachineError as error:
-            assert error.id == "MACHINE-STOPPED", error.diagnostics()
-            ready = False
-        machine.stop(0.0)
-        files = ("qemu.log", "machine.json", "record.json")
-        left = "".join(
-            (machine.directory / name).read_text(errors="replace")
-            for name in files
-            if (machine.directory / name).exists()
-        )
-        console = (machine.directory / "console.log").read_text(errors="replace")
-        return Outcome(
-            ready, machine.reason, console, left, before == [_digest(data.path) for data in specification.data]
-        )
-    finally:
-        machine.down(0.0)
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @pytest.fixture(scope="session")

@@ -23,7 +23,7 @@ from casemate.machine import cidata_disk
 from casemate.machine.machines import Specification
 
 if TYPE_CHECKING:
-    from conftest import World
+    from surroundings import World
 
 Make = Callable[["World", ExitStack], Specification]
 DATA_START = 101 << 20

@@ -8,13 +8,13 @@ import time
 from collections.abc import Callable, Iterator
 
 import pytest
+from surroundings import PATIENCE, World
 
 from casemate.contract.passphrase import passphrase
 from casemate.demo.services import free_port
 from casemate.demo.story import _image_keys
 from casemate.image.build import ImageDirectory
 from casemate.machine.machines import Machine, Port, up
-from conftest import PATIENCE, World
 
 pytestmark = pytest.mark.machines
 Ask = Callable[..., bytes]

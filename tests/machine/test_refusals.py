@@ -6,8 +6,7 @@ from concurrent.futures import Future
 
 import pytest
 from refusals import REFUSALS
-
-from conftest import Outcome, World
+from surroundings import Outcome, World
 
 pytestmark = pytest.mark.machines
 
