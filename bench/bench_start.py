@@ -77,6 +77,8 @@ def plain_disk(directory: Path, registry: Registry, image: str) -> tuple[Path, P
     (tree / "etc/fstab").write_text("/dev/vda / ext4 defaults 0 1\n")
     policy = {"default": [{"type": "insecureAcceptAnything"}]}
     (tree / "etc/containers").mkdir(exist_ok=True)
+    engine = '[engine]\ncgroup_manager = "cgroupfs"\nevents_logger = "none"\n[network]\nnetwork_backend = "netavark"\n'
+    (tree / "etc/containers/containers.conf").write_text(engine)  # as in ours
     (tree / "etc/containers/policy.json").write_text(json.dumps(policy))
     for unit in ("systemd-networkd", "systemd-networkd-wait-online", "container"):
         subprocess.run(["chroot", str(tree), "systemctl", "enable", unit], check=True, capture_output=True)
@@ -110,6 +112,8 @@ def start_plain(kernel: Path, initrd: Path, disk: Path, directory: Path) -> floa
         while machine.poll() is None and time.monotonic() - began < 300:
             if console.exists() and READY in console.read_text(errors="replace"):
                 return time.monotonic() - began
+            if console.exists() and "Failed to start" in console.read_text(errors="replace"):
+                break
             time.sleep(0.05)
         raise SystemExit(f"the plain machine did not start:\n{console.read_text(errors='replace')[-2000:]}")
     finally:

@@ -25,7 +25,7 @@ from casemate.machine.machines import Data, Port, Specification, up
 TARGET, ROUNDS = 0.95, 5
 INSIDE = r"""
 import json, mmap, os, random, subprocess, time
-os.environ["DM_DISABLE_UDEV"] = "1"
+os.environ |= {"DM_DISABLE_UDEV": "1", "PATH": "/usr/sbin:/usr/bin"}
 def run(*command, data=b""):
     subprocess.run(command, input=data, check=True, stdout=subprocess.DEVNULL)
 free = [d for d in ("vdd", "vde") if not os.listdir(f"/sys/block/{d}/holders")][0]
@@ -33,7 +33,8 @@ run("cryptsetup", "open", "--type", "plain", "--cipher", "aes-xts-plain64", "--k
     "--perf-no_read_workqueue", "--perf-no_write_workqueue", "--key-file=-", f"/dev/{free}", "bare", data=os.urandom(64))
 run("mkfs.ext4", "-q", "-F", "-m", "0", "-E", "lazy_itable_init=1,lazy_journal_init=1,nodiscard", "/dev/mapper/bare")
 os.makedirs("/var/bare", exist_ok=True)
-run("mount", "/dev/mapper/bare", "/var/bare")
+from casemate.guest import kernel
+kernel.mount("/dev/mapper/bare", "/var/bare", "ext4")
 SIZE, BLOCK = 48 << 20, 1 << 20
 def measure(directory):
     path = f"{directory}/bench"

@@ -215,7 +215,7 @@ def _make_archive(tree: Path, release: str, ours: list[tuple[str, bytes]], work:
     run(
         [
             *("mksquashfs", str(root), str(new), "-noappend", "-no-progress", "-quiet", "-no-xattrs", "-no-exports"),
-            *("-comp", "zstd", "-Xcompression-level", "15", "-b", "131072"),
+            *("-comp", "zstd", "-Xcompression-level", "9", "-b", "131072"),
             # Time stamps come from SOURCE_DATE_EPOCH, see run().
         ]
     )
