@@ -25,7 +25,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -92,7 +92,7 @@ class Specification:
     root_size: int = 8 << 30
     cidata: bytes | None = None
     archive: Path | None = None
-    more: Sequence[str] = field(default=())
+    more: Sequence[str] = ()
 
 
 @dataclass(frozen=True, slots=True)
