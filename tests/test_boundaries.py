@@ -64,7 +64,7 @@ def test_the_guest_starts_without_any_host_code() -> None:
         ("contract/a.py", "import os.path", "no input or output"),
         ("contract/a.py", "import pycdlib", "Debian does not install"),
         ("contract/a.py", "from subprocess import run", "no input or output"),
-        ("contract/check.py", "from pathlib import Path\nPath('x').read_bytes()", "no input or output"),
+        ("contract/schema.py", "from pathlib import Path\nPath('x').read_bytes()", "no input or output"),
         ("contract/check.py", "import socket", "no input or output"),
         ("attestation/a.py", "open('x')", "no input or output"),
         ("attestation/a.py", "def f(p): p.write_text('x')", "no input or output"),
@@ -101,7 +101,7 @@ def test_the_check_finds(tmp_path: Path, name: str, line: str, what: str) -> Non
         ("guest/a.py", "import os, socket, subprocess, ssl, ctypes\nfrom casemate.contract import token\nopen('x')"),
         ("guest/a.py", "from casemate import cidata\nfrom . import state\nfrom cryptography import x509"),
         ("contract/a.py", "import re, json, hashlib\nfrom casemate.errors import CasemateError\nimport yaml"),
-        ("contract/check.py", "from pathlib import Path\nPath(__file__).with_name('schema.json').read_bytes()"),
+        ("contract/schema.py", "from pathlib import Path\nPath(__file__).with_name('schema.json').read_bytes()"),
         (
             "secureexec/a.py",
             "from concurrent.futures import ThreadPoolExecutor\nfrom casemate.secureexec import header",

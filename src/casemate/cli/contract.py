@@ -415,7 +415,7 @@ def schema_(of: str) -> None:
     \b
     casemate contract schema --of workload > workload.schema.json
     """
-    from casemate.contract.check import schema
+    from casemate.contract.schema import schema
 
     _print_json({**schema(), "$ref": f"#/$defs/{of}"})
 

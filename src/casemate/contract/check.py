@@ -12,13 +12,10 @@ The rules know no clock. Where a caller gives ``now``, certificates are parsed a
 
 from __future__ import annotations
 
-import datetime
-import difflib
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from casemate.contract.archive import Archive, read_archive
@@ -26,9 +23,12 @@ from casemate.contract.document import KEYS, SECTIONS, Contract, exact, outer, p
 from casemate.contract.errors import ContractError, DocumentError, ImageError, TokenError
 from casemate.contract.images import Reference, compose_images, parse_reference, pod_images, read_compose, variables
 from casemate.contract.keys import first_block, kinds, pem_of, validity
+from casemate.contract.schema import fulfils, schema
 from casemate.contract.token import has_form, is_token, load_public_key, open_token
 
 if TYPE_CHECKING:
+    import datetime
+
     from cryptography import x509
     from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey
 
@@ -60,12 +60,6 @@ class Problem:
 
     def __str__(self) -> str:
         return f"{self.place}: {self.text}" if self.place else self.text
-
-
-def schema() -> dict[str, Any]:
-    """Return the shipped JSON Schema (draft 2020-12); ``$defs`` has contract, workload and env."""
-    document: dict[str, Any] = json.loads(Path(__file__).with_name("schema.json").read_bytes())
-    return document
 
 
 def check_sections(workload: Section, env: Section, *, now: datetime.datetime | None = None) -> list[Problem]:
@@ -174,21 +168,27 @@ def problems_stop(problems: Iterable[Problem]) -> bool:
 
 def _form(name: str, section: Section) -> Iterator[Problem]:
     """Check a section against the schema; one readable sentence an error."""
+    whole = schema()
+    if not fulfils(section, whole["$defs"][name], whole["$defs"]):
+        yield from _faults(name, section, whole)
+    properties = whole["$defs"][name]["properties"]
+    for key in section:
+        if key not in properties:
+            yield _unknown(name, key, properties, closed=False)
+
+
+def _faults(name: str, section: Section, whole: dict[str, Any]) -> Iterator[Problem]:
+    """Have the library explain what is wrong. An emulated guest takes seconds to import it, so it is not asked before."""
     import jsonschema
 
     def pattern(_validator: Any, expression: str, value: Any, _schema: Any) -> Iterator[jsonschema.ValidationError]:
         if isinstance(value, str) and not re.fullmatch(expression, value):  # `$` alone allows a newline after it
             yield jsonschema.ValidationError("another form")
 
-    whole = schema()
     strict: Any = jsonschema.validators.extend(jsonschema.Draft202012Validator, {"pattern": pattern})  # type: ignore[no-untyped-call]
     validator = strict({"$ref": f"#/$defs/{name}", "$defs": whole["$defs"]})
     for error in sorted(validator.iter_errors(section), key=lambda error: [str(part) for part in error.absolute_path]):
         yield from _readable(_place(name, error.absolute_path), error)
-    properties = whole["$defs"][name]["properties"]
-    for key in section:
-        if key not in properties:
-            yield _unknown(name, key, properties, closed=False)
 
 
 def _readable(place: str, error: Any) -> Iterator[Problem]:
@@ -228,10 +228,16 @@ _WORDS = {
 
 def _unknown(place: str, key: str, known: Iterable[str], *, closed: bool) -> Problem:
     """An unknown key. In an open place it is an error only where it looks like a slip of a known one."""
-    near = difflib.get_close_matches(key, list(known), 1, 0.6 if closed else 0.75)
+    near = _close_matches(key, list(known), 0.6 if closed else 0.75)
     hint = f"; did you mean {near[0]}?" if near else ""
     severity: Severity = "error" if closed or near else "warning"
     return Problem(_place(place, [key]), f"no such key{hint}", severity)
+
+
+def _close_matches(word: str, known: list[str], cutoff: float = 0.6) -> list[str]:
+    import difflib
+
+    return difflib.get_close_matches(word, known, 1, cutoff)
 
 
 def _place(start: str, path: Iterable[Any]) -> str:
@@ -304,7 +310,7 @@ def _partners(workload: Section, env: Section) -> Iterator[Problem]:
             yield Problem(_place("env.volumes", [name, "seed"]), text, id="HPL07001E")
     for name, volume in theirs.items():
         if name not in _mapping(workload.get("volumes")):
-            near = difflib.get_close_matches(name, list(ours), 1)
+            near = _close_matches(name, list(ours))
             hint = f"; did you mean {_place('', near)}?" if near else ""
             place = _place("env.volumes", [name, "seed"] if "seed" in volume else [name])
             text = f"has no partner: workload has no volume of this name{hint}"
@@ -525,8 +531,14 @@ def _authorities(env: Section, now: datetime.datetime | None) -> Iterator[Proble
 def _signing_key(env: Section, now: datetime.datetime | None) -> Iterator[Problem]:
     place, text = "env.signingKey", env.get("signingKey")
     if isinstance(text, str):
-        problems = list(_attempt(place, "HPL12003E", lambda: load_public_key(pem_of(text))))
+        problems = list(_attempt(place, "HPL12003E", lambda: _load_signing_key(text, now)))
         yield from problems or _dates(place, pem_of(text), now, ("HPL12006E", "HPL12007E", "error"))
+
+
+def _load_signing_key(text: str, now: datetime.datetime | None) -> None:
+    pem = pem_of(text)
+    if now is not None or kinds(pem)[0] not in ("PUBLIC KEY", "CERTIFICATE"):  # else hpl-signature reads it
+        load_public_key(pem)
 
 
 def _dates(

@@ -63,14 +63,18 @@ usr/bin/btrfs-* usr/bin/btrfstune usr/bin/systemd-nspawn usr/bin/systemd-run usr
 usr/bin/loginctl usr/bin/homectl usr/bin/wall usr/bin/write* usr/bin/mesg usr/bin/script* usr/bin/localedef
 usr/sbin/agetty usr/sbin/getty usr/sbin/sulogin usr/sbin/su* usr/sbin/xfs_db usr/sbin/update-* usr/sbin/dpkg-*
 usr/sbin/useradd usr/sbin/userdel usr/sbin/usermod usr/sbin/group* usr/sbin/chpasswd usr/sbin/adduser
-usr/sbin/mkinitramfs usr/sbin/iconvconfig
+usr/sbin/mkinitramfs usr/sbin/iconvconfig usr/sbin/ldconfig usr/sbin/xfs_scrub* usr/lib/podman/rootlessport
+usr/lib/*/*.a usr/lib/*/libicu* usr/lib/*/libstdc++* usr/lib/*/libmvec* usr/lib/*/libgio-2.0* usr/lib/*/libdb-5*
+usr/lib/*/libldap* usr/lib/*/liblber* usr/lib/*/sasl2 usr/lib/*/krb5 usr/lib/*/glib-2.0 usr/lib/*/security
+usr/lib/python3.11/lib-dynload/_dbm* usr/lib/python3.11/asyncio usr/lib/python3.11/ensurepip usr/lib/python3.11/venv
 """
 
 MODULES = """
 kernel/arch/x86/crypto kernel/arch/s390 kernel/block kernel/crypto kernel/lib
 kernel/drivers/block/virtio_blk.ko kernel/drivers/block/loop.ko kernel/drivers/char/hw_random
 kernel/drivers/char/virtio_console.ko
-kernel/drivers/crypto/virtio kernel/drivers/md kernel/drivers/net/virtio_net.ko kernel/drivers/net/net_failover.ko
+kernel/drivers/crypto/virtio kernel/drivers/md/dm-mod.ko kernel/drivers/md/dm-crypt.ko kernel/drivers/md/dm-integrity.ko
+kernel/drivers/md/dm-bufio.ko kernel/drivers/md/dm-verity.ko kernel/drivers/net/virtio_net.ko kernel/drivers/net/net_failover.ko
 kernel/drivers/net/veth.ko kernel/drivers/net/tun.ko kernel/drivers/virtio kernel/drivers/s390
 kernel/fs/btrfs kernel/fs/xfs kernel/fs/squashfs kernel/fs/overlayfs kernel/fs/fuse kernel/fs/ext4 kernel/fs/nls
 kernel/net/802 kernel/net/8021q kernel/net/bridge kernel/net/core kernel/net/ipv4 kernel/net/ipv6 kernel/net/llc
