@@ -257,3 +257,38 @@ def test_a_wheel_has_everything_that_is_not_a_module(tmp_path: Path) -> None:
         "casemate/cli/starter/env.yaml",
     } <= wanted
     assert wanted <= held
+
+
+def test_a_mistake_on_the_command_line_is_json_where_json_was_asked_for(run: Run) -> None:
+    result = run("attestation", "verify", "--record", "x", "--json")
+    assert result.code == 2
+    assert json.loads(result.out)["error"]["id"] == "CLI-USAGE"
+
+
+def test_an_authority_that_is_none_is_named(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "root.crt").write_text("no certificate")
+    (tmp_path / "leaf.crt").write_text("no certificate")
+    result = run("certificate", "verify", "leaf.crt", "--ca", "root.crt")
+    assert result.code == 1 and "leaf.crt" in result.err
+
+
+def test_a_program_that_is_ended_leaves_nothing_half_done(tmp_path: Path) -> None:
+    """By SIGTERM, as a service manager does it."""
+    code = (
+        "import sys, casemate.cli, tempfile, click, time\n"
+        "@click.command()\n"
+        "def slow():\n"
+        "    with tempfile.TemporaryDirectory(dir=sys.argv[1]):\n"
+        "        print('working', flush=True)\n"
+        "        time.sleep(60)\n"
+        "casemate.cli.casemate = slow\n"
+        "place = sys.argv[1]; sys.argv[1:] = [place]; slow.params = [click.Argument(['place'], expose_value=False)]\n"
+        "casemate.cli.main()\n"
+    )
+    work = tmp_path / "work"
+    work.mkdir()
+    process = subprocess.Popen([sys.executable, "-c", code, str(work)], stdout=subprocess.PIPE)
+    assert process.stdout is not None and process.stdout.readline() == b"working\n"
+    process.terminate()
+    assert process.wait(30) == 130
+    assert list(work.iterdir()) == []

@@ -203,6 +203,12 @@ def certificates_of(data: bytes) -> list[bytes]:
     return found
 
 
+def require_readable(data: bytes) -> None:
+    """Return if a file holds certificates that can be read. Raises :class:`CertificateError`."""
+    for certificate in certificates_of(data):
+        _load(certificate)
+
+
 def has_development_mark(certificate: bytes) -> bool:
     """Whether a certificate, PEM or DER, belongs to a development root of trust. Raises :class:`CertificateError`."""
     return _load(certificate).development

@@ -75,22 +75,25 @@ def casemate() -> None:
 
 def main() -> NoReturn:
     """Run the program: errors as sentences (or JSON where ``--json`` was asked for), never as a traceback."""
+    import signal
+
     from casemate.errors import CasemateError
 
+    def stop(number: int, frame: object) -> NoReturn:
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, stop)  # what is half done is taken away, as after Ctrl-C
     try:
         code = casemate.main(prog_name="casemate", standalone_mode=False)
         sys.exit(code if isinstance(code, int) else 0)
     except CasemateError as error:
-        if "--json" in sys.argv:
-            import json
-
-            fields = {"id": error.id, "where": error.where, "cause": error.cause, "cure": error.cure}
-            print(json.dumps({"error": fields}))
+        _as_json(error.id, error.where, error.cause, error.cure)
         print(error.diagnostics(), file=sys.stderr)
         sys.exit(1)
     except click.exceptions.Exit as end:
         sys.exit(end.exit_code)
     except click.ClickException as error:
+        _as_json("CLI-USAGE", "", error.format_message(), "--help explains the command")
         error.show()
         sys.exit(error.exit_code)
     except (KeyboardInterrupt, click.Abort):
@@ -105,3 +108,10 @@ def main() -> NoReturn:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what is still in the buffer would fail again at the end
         print(f"CLI-FILE: {error.filename or 'standard output'}: {error.strerror}", file=sys.stderr)
         sys.exit(1)
+
+
+def _as_json(id: str, where: str, cause: str, cure: str) -> None:
+    if "--json" in sys.argv:
+        import json
+
+        print(json.dumps({"error": {"id": id, "where": where, "cause": cause, "cure": cure}}))

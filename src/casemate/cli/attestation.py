@@ -83,7 +83,7 @@ def verify(
     from casemate.attestation import verify as verifier
     from casemate.certificates.chain import LARGEST_BUNDLE, LARGEST_CRL
     from casemate.cidata import LARGEST as LARGEST_VOLUME
-    from casemate.cli.ui import read_input, write_output
+    from casemate.cli.ui import read_certificates, read_input, write_output
     from casemate.contract.document import LARGEST as LARGEST_CONTRACT
 
     if (image is None) == (cert is None):
@@ -91,7 +91,7 @@ def verify(
     record_bytes, signature_bytes, files = _read_record(record, signature)
     trust = _trust_of_image(image) if image is not None else _Trust(read_input(cert or "", LARGEST_BUNDLE))
     if authorities:
-        trust.untrusted, trust.issuers = trust.issuers, [read_input(name, LARGEST_BUNDLE) for name in authorities]
+        trust.untrusted, trust.issuers = trust.issuers, [read_certificates(name) for name in authorities]
     trust.crls += [read_input(name, LARGEST_CRL) for name in lists]
     verdict = verifier.verify(
         record_bytes,

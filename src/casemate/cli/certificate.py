@@ -36,12 +36,12 @@ def verify(crt: str, authorities: tuple[str, ...], lists: tuple[str, ...], as_js
     """
     import datetime
 
-    from casemate.certificates.chain import LARGEST_BUNDLE, LARGEST_CRL, verify_chain
-    from casemate.cli.ui import read_input
+    from casemate.certificates.chain import LARGEST_CRL, verify_chain
+    from casemate.cli.ui import read_certificates, read_input
 
     chain = verify_chain(
-        read_input(crt, LARGEST_BUNDLE),
-        [read_input(name, LARGEST_BUNDLE) for name in authorities],
+        read_certificates(crt),
+        [read_certificates(name) for name in authorities],
         [read_input(name, LARGEST_CRL) for name in lists],
         time=datetime.datetime.now(datetime.UTC),
     )

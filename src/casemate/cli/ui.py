@@ -57,6 +57,18 @@ def read_input(path: str, limit: int) -> bytes:
     return data
 
 
+def read_certificates(path: str) -> bytes:
+    """Return the bytes of a file with certificates, PEM or DER; an error that they are none names the file."""
+    from casemate.certificates.chain import LARGEST_BUNDLE, require_readable
+
+    data = read_input(path, LARGEST_BUNDLE)
+    try:
+        require_readable(data)
+    except CasemateError as error:
+        raise CasemateError(error.cause, error.cure, path, id=error.id) from None
+    return data
+
+
 def write_output(path: str | None, data: bytes, mode: int = 0o644) -> None:
     """Write to a file, whole or not at all; to standard output where ``path`` is ``None`` or ``-``.
 
