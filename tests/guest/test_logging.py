@@ -238,7 +238,7 @@ def test_logdna_is_syslog_with_the_key_in_each_line(directory: Path, guest: Path
         with sender(directory, logs.port, (directory / "rsyslog.conf").read_text()) as socket:
             say(socket, "a line of the guest")
             frame = logs.wait_for("a line of the guest", 10).decode()
-        assert '[logdna@48950 key="0123456789abcdef0123456789abcdef" tags="a,b"] a line of the guest' in frame
+        assert '[logdna@48950 key="0123456789abcdef0123456789abcdef" tags="a,b"]  a line of the guest' in frame
 
 
 def test_a_private_service_is_not_known_without_its_authority(

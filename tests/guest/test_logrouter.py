@@ -6,6 +6,7 @@ import http.server
 import json
 import os
 import socket
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -151,6 +152,25 @@ def batches_to_the_end(lines: Lines) -> Iterator[tuple[list[bytes], Entry | None
     """A file is always ready, so a batch is complete at its end only where there is a line more."""
     lines.ready = lambda seconds: lines._held != b""  # type: ignore[method-assign]
     return batches(lines)
+
+
+def test_lines_that_come_one_by_one_are_gathered_but_not_for_long() -> None:
+    reading, writing = os.pipe()
+
+    def trickle() -> None:
+        for _ in range(40):
+            os.write(writing, line() + b"\n")
+            time.sleep(0.05)
+        os.close(writing)
+
+    thread = threading.Thread(target=trickle)
+    thread.start()
+    try:
+        sizes = [len(batch) for batch, _ in batches(Lines(reading))]
+    finally:
+        thread.join()
+        os.close(reading)
+    assert 1 <= len(sizes) <= 4 and max(sizes) < 30  # what is gathered when the journal ends is read again
 
 
 # ------------------------------------------------------------------------------------------------- what is answered

@@ -16,6 +16,7 @@ key". The rules that this module keeps:
 
 from __future__ import annotations
 
+import functools
 import http.client
 import json
 import os
@@ -44,6 +45,8 @@ LARGEST_BATCH = 512 << 10
 LARGEST_ANSWER = 64 << 10
 ENTRIES = 500
 CONVERSATION = 60.0
+GATHER = 1.0
+"""Seconds in which lines are gathered, so that a machine that says little makes few connections."""
 STALE = 2.0
 """Seconds that a batch may wait before the journal is opened anew."""
 LONGEST_PAUSE = 60.0
@@ -156,10 +159,15 @@ def _deadline(seconds: float) -> Iterator[None]:
         signal.signal(signal.SIGALRM, before)
 
 
+@functools.cache
+def _context(authorities: str) -> ssl.SSLContext:
+    return ssl.create_default_context(cafile=authorities)
+
+
 def _post(router: Router, host: str, port: int, path: str, headers: dict[str, str], body: bytes, want: int) -> bytes:
     """Send one request; return at most ``want`` bytes of a good answer. Raises :class:`Refused` for all others."""
     try:
-        context = ssl.create_default_context(cafile=router.authorities)
+        context = _context(router.authorities)
         connection = http.client.HTTPSConnection(host, port, timeout=CONVERSATION / 3, context=context)
         with _deadline(CONVERSATION):
             try:
@@ -303,8 +311,9 @@ class Lines:
 def batches(lines: Lines, last: Entry | None = None) -> Iterator[tuple[list[bytes], Entry | None]]:
     """Give entries in batches as they come, each with the last entry in it."""
     batch: list[bytes] = []
-    size = 0
+    size, begun = 0, 0.0
     while (line := lines.next()) is not None:
+        begun = begun or time.monotonic()
         found = entry(line)
         if found is None:
             batch.append(notice("HPL01012W: a line was lost: it is too long, or damaged"))
@@ -314,9 +323,10 @@ def batches(lines: Lines, last: Entry | None = None) -> Iterator[tuple[list[byte
             batch.append(found.sent)
             last = found
         size += len(batch[-1])
-        if size > LARGEST_BATCH or len(batch) >= ENTRIES or not lines.ready(0.2):
+        wait = begun + GATHER - time.monotonic()
+        if size > LARGEST_BATCH or len(batch) >= ENTRIES or wait <= 0 or not lines.ready(wait):
             yield batch, last
-            batch, size = [], 0
+            batch, size, begun = [], 0, 0.0
 
 
 def follow(cursor: str) -> subprocess.Popen[bytes]:
