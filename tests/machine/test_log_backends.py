@@ -19,7 +19,7 @@ from casemate.demo.services import GATEWAY, free_port
 from casemate.machine.machines import Machine, up
 
 pytestmark = pytest.mark.machines
-COUNT = "i=0; while :; do i=$$((i+1)); echo count-$$i-; [ $$((i % 20)) = 0 ] && sleep 1; done"
+COUNT = "trap exit TERM; i=0; while :; do i=$$((i+1)); echo count-$$i-; [ $$((i % 20)) = 0 ] && sleep 1; done"
 
 
 @contextmanager
