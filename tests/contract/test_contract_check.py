@@ -460,3 +460,26 @@ def test_no_section_raises_and_no_message_has_a_value(
         said = "".join(str(problem) for problem in problems)
         assert "SECRET" not in said
         assert said.isprintable()
+
+
+def test_syslog_has_a_certificate_with_its_key_or_neither(workload: Section, env: Section) -> None:
+    alone = change(env, "logging/syslog/key", remove=True)
+    assert [(p.place, p.text) for p in check_env(alone)] == [
+        ("env.logging.syslog", "must have both cert and key, or neither")
+    ]
+    assert not problems_stop(check_env(change(alone, "logging/syslog/cert", remove=True)))
+
+
+@pytest.mark.parametrize(
+    ("logging", "place"),
+    [
+        ({"hostname": "h", "ingestionKey": 'a"]'}, "env.logging.logDNA.ingestionKey"),
+        ({"hostname": "h", "ingestionKey": "a\n"}, "env.logging.logDNA.ingestionKey"),
+        ({"hostname": "h", "ingestionKey": "a", "tags": ["a,b"]}, "env.logging.logDNA.tags[0]"),
+        ({"hostname": "h", "ingestionKey": "a", "tags": ["a'"]}, "env.logging.logDNA.tags[0]"),
+    ],
+)
+def test_what_would_end_a_line_of_the_log_s_configuration_is_refused(
+    env: Section, logging: dict[str, object], place: str
+) -> None:
+    assert [p.place for p in check_env(change(env, "logging", {"logDNA": logging}))] == [place]

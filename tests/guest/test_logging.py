@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+import base64
 import signal
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 
+from casemate.demo import pki
+from casemate.demo.logservers import SyslogServer
 from casemate.demo.pki import Authority, Identity
 from casemate.demo.services import LogServer, ServiceError
-from casemate.guest.logging import configuration, probe, seen_by_rsyslog
+from casemate.guest import logging as guest_logging
+from casemate.guest import state
+from casemate.guest.logging import configuration, pems, permitted, probe, trusted
 from casemate.guest.report import Stop
 
 pytestmark = pytest.mark.components
 HOST = "127.0.0.1"
-JOURNAL = 'module(load="imjournal" stateFile="imjournal.state" ratelimit.interval="0" persistStateInterval="1000")'
+JOURNAL = 'module(load="imjournal" stateFile="imjournal.state" ratelimit.interval="0" persistStateInterval="100")'
 
 
 @pytest.fixture(scope="module")
@@ -32,10 +38,19 @@ def files(directory: Path, authority: Authority, client: Identity) -> Path:
     return directory
 
 
+def only_server(directory: Path, authority: Authority) -> Path:
+    directory.mkdir()
+    (directory / "server.pem").write_bytes(authority.certificate)
+    return directory
+
+
 @contextmanager
-def sender(directory: Path, port: int) -> Iterator[Path]:
-    """Run rsyslog with the guest's configuration, a socket in the journal's place; yield the socket."""
-    text = configuration(HOST, port, str(directory))
+def sender(directory: Path, port: int, name: str = HOST) -> Iterator[Path]:
+    """Run rsyslog with the guest's configuration, a socket in the journal's place; yield the socket.
+
+    ``name``: the one of the backend's certificate, or a whole configuration.
+    """
+    text = name if "\n" in name else configuration(HOST, port, str(directory), name)
     assert JOURNAL in text
     listen = f'module(load="imuxsock" SysSock.Use="off")\ninput(type="imuxsock" Socket="{directory}/log")'
     (directory / "rsyslog.conf").write_text(text.replace(JOURNAL, listen))
@@ -115,7 +130,122 @@ def test_nobody_at_the_port_stops(tmp_path: Path, authority: Authority) -> None:
 def test_rsyslog_compares_common_name_and_dns_names_only() -> None:
     certificate = {
         "subject": ((("organizationName", "Org"),), (("commonName", "cn.example"),)),
-        "subjectAltName": (("DNS", "dns.example"), ("IP Address", "192.0.2.1"), ("email", "a@example.org")),
+        "subjectAltName": (("DNS", "dns.example"), ("DNS", "*.w.example"), ("IP Address", "192.0.2.1")),
     }
-    assert seen_by_rsyslog(certificate) == {"cn.example", "dns.example"}
-    assert seen_by_rsyslog({}) == set()
+    assert permitted("cn.example", certificate) == "cn.example"
+    assert permitted("dns.example", certificate) == "dns.example"
+    assert permitted("a.w.example", certificate) == "*.w.example"
+    for other in ("192.0.2.1", "w.example", "a.b.w.example", "other.example", "example"):
+        assert permitted(other, certificate) is None
+    assert permitted("a.example", {"subjectAltName": (("DNS", "*.example"),)}) is None  # of a whole top-level domain
+    assert permitted("cn.example", {}) is None
+
+
+def test_a_backend_with_a_wildcard_certificate_is_known_by_it(tmp_path: Path, authority: Authority) -> None:
+    names = ("cn.example", "*.logs.example")
+    with LogServer.running(tmp_path / "logs", authority=authority, names=names) as logs:
+        directory = files(tmp_path / "guest", authority, logs.client)
+        certificate = {"subjectAltName": tuple(("DNS", name) for name in names)}
+        name = permitted("a.logs.example", certificate)
+        assert name == "*.logs.example"
+        with sender(directory, logs.port, name) as socket:
+            say(socket, "to a wildcard")
+            logs.wait_for("to a wildcard", 10)
+
+
+def test_without_a_certificate_of_ours_only_the_backend_s_is_checked(tmp_path: Path, authority: Authority) -> None:
+    with SyslogServer.running(tmp_path / "logs", authority, names=(HOST,)) as logs:
+        directory = only_server(tmp_path / "guest", authority)
+        assert probe(HOST, logs.port, str(directory)) == HOST
+        with sender(directory, logs.port) as socket:
+            say(socket, "from anyone")
+            logs.wait_for("from anyone", 10)
+        assert (directory / "said").read_text() == ""
+
+
+def test_a_backend_that_asks_for_a_certificate_where_we_have_none_stops(tmp_path: Path, authority: Authority) -> None:
+    directory = only_server(tmp_path / "guest", authority)
+    with (
+        LogServer.running(tmp_path / "logs", authority=authority, names=(HOST,)) as logs,
+        pytest.raises(Stop, match=r"HPL01011E: 127.0.0.1:\d+ (refuses|ends) the connection"),
+    ):
+        probe(HOST, logs.port, str(directory))
+
+
+def test_an_impostor_gets_nothing_also_where_we_show_no_certificate(tmp_path: Path, authority: Authority) -> None:
+    with SyslogServer.running(tmp_path / "logs", Authority.create("Log authority"), names=(HOST,)) as logs:
+        directory = only_server(tmp_path / "guest", authority)
+        with pytest.raises(Stop, match=r"HPL01011E.*is not the log backend"):
+            probe(HOST, logs.port, str(directory))
+        with sender(directory, logs.port) as socket:
+            say(socket, "for nobody else")
+            with pytest.raises(ServiceError):
+                logs.wait_for("for nobody else", 2)
+
+
+def test_a_backend_with_an_expired_certificate_gets_nothing(
+    tmp_path: Path, authority: Authority, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pki, "LIFE", timedelta(seconds=-1))  # for what is issued from here on
+    expired = authority.server((HOST,))
+    with SyslogServer.running(tmp_path / "logs", authority, identity=expired) as logs:
+        directory = only_server(tmp_path / "guest", authority)
+        with pytest.raises(Stop, match=r"HPL01011E.*has expired"):
+            probe(HOST, logs.port, str(directory))
+        with sender(directory, logs.port) as socket:
+            say(socket, "too late")
+            with pytest.raises(ServiceError):
+                logs.wait_for("too late", 2)
+
+
+@pytest.mark.parametrize("missing", ["cert", "key"])
+def test_one_of_certificate_and_key_alone_stops(authority: Authority, missing: str) -> None:
+    client = authority.client("guest")
+    given = {"server": authority.certificate, "cert": client.certificate, "key": client.key}
+    text = {name: pem.decode() for name, pem in given.items() if name != missing}
+    with pytest.raises(Stop, match=rf"HPL0100[89]E.*{missing} is missing"):
+        pems(text)
+    assert set(pems({"server": text["server"]})) == {"server"}
+
+
+def test_a_public_service_is_known_by_the_image_s_authorities_and_by_those_of_env(authority: Authority) -> None:
+    text = base64.b64encode(authority.certificate).decode()
+    assert trusted({"cacerts": [{"mine": text}]}, b"ROOTS") == b"ROOTS\n" + authority.certificate
+    assert trusted({}, b"ROOTS") == b"ROOTS"
+    with pytest.raises(Stop, match="HPL01005E"):
+        trusted({"cacerts": [{"mine": "AAAA"}]}, b"ROOTS")
+
+
+def env_of(logging: dict[str, object], **more: object) -> None:
+    state.write_json(state.SECTIONS / "env.json", {"type": "env", "logging": logging, **more})
+
+
+@pytest.fixture
+def directory(guest: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(guest_logging, "DIRECTORY", guest / "run/casemate/logging")
+    (guest / "roots.pem").write_bytes(Authority.create("Some public one").certificate)
+    monkeypatch.setattr(guest_logging, "ROOTS", guest / "roots.pem")
+    return guest / "run/casemate/logging"
+
+
+def test_logdna_is_syslog_with_the_key_in_each_line(directory: Path, guest: Path, authority: Authority) -> None:
+    mine = base64.b64encode(authority.certificate).decode()
+    with SyslogServer.running(guest / "logs", authority, names=(HOST,)) as logs:
+        given = {"hostname": HOST, "port": logs.port, "ingestionKey": "0123456789abcdef" * 2, "tags": ["a", "b"]}
+        env_of({"logDNA": given}, cacerts=[{"mine": mine}])
+        guest_logging.service()
+        assert all(path.stat().st_mode & 0o777 == 0o600 for path in directory.iterdir())
+        with sender(directory, logs.port, (directory / "rsyslog.conf").read_text()) as socket:
+            say(socket, "a line of the guest")
+            frame = logs.wait_for("a line of the guest", 10).decode()
+        assert '[logdna@48950 key="0123456789abcdef0123456789abcdef" tags="a,b"]  a line of the guest' in frame
+
+
+def test_a_private_service_is_not_known_without_its_authority(
+    directory: Path, guest: Path, authority: Authority
+) -> None:
+    with SyslogServer.running(guest / "logs", authority, names=(HOST,)) as logs:
+        env_of({"logDNA": {"hostname": HOST, "port": logs.port, "ingestionKey": "KEYMARK"}})
+        with pytest.raises(Stop, match=r"HPL01011E.*is not the log backend") as stop:
+            guest_logging.service()
+        assert "KEYMARK" not in str(stop.value) and logs.frames == []

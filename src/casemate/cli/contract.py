@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import click
 
@@ -405,6 +405,32 @@ def open_(file: str, key: str, key_password_file: str | None, output: str | None
     if given.envworkload_signature is not None:
         click.echo("the signature is left out: it covers the sealed sections, not the opened ones", err=True)
     give(plain)
+
+
+@contract.command("open-log")
+@click.argument("file", type=click.File("rb"), default="-")
+@click.option("--key", required=True, help="The private key that lines were sealed for, PEM.")
+@password_option
+def open_log(file: BinaryIO, key: str, key_password_file: str | None) -> None:
+    """Print FILE (by default standard input), lines of a log, with the tokens in it opened.
+
+    For workloads that seal what they log, so that nobody at the log backend reads it. A token that doesn't open stays as
+    it is; the exit code is 1 then.
+
+    \b
+    casemate contract open-log lines.log --key log.key
+    """
+    from casemate.contract.token import open_in
+
+    private = _private_key(key, key_password_file)
+    closed = 0
+    while line := file.readline(LARGEST):
+        text, more = open_in(line.decode("utf-8", "replace"), private)
+        closed += more
+        click.echo(text, nl=False)
+    if closed:
+        click.echo(f"{closed} tokens stay closed: damaged, or sealed for another key", err=True)
+        sys.exit(1)
 
 
 @contract.command("schema")

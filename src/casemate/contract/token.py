@@ -22,6 +22,7 @@ from __future__ import annotations
 import base64
 import binascii
 import hashlib
+import re
 import secrets
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "LARGEST_PLAIN", "LARGEST_TOKEN", "PREFIXES", "KeyFileError", "Opened", "TokenError",
-    "has_form", "is_token", "load_private_key", "load_public_key", "open_token", "seal",
+    "has_form", "is_token", "load_private_key", "load_public_key", "open_in", "open_token", "seal",
 ]  # fmt: skip
 
 PREFIXES = ("hyper-protect-basic", "contract-basic")
@@ -47,6 +48,7 @@ ROUNDS = 10_000
 SAFE_PASSWORD = 32
 _MAGIC = b"Salted__"
 _BLOCK = 16
+_IN_A_LINE = re.compile(rf"(?:{'|'.join(PREFIXES)})\.[A-Za-z0-9+/]+={{0,2}}\.[A-Za-z0-9+/]+={{0,2}}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +126,25 @@ def open_token(token: str, key: RSAPrivateKey, accept: Callable[[bytes], object]
         "the token does not open: it is damaged, or sealed for another key",
         "check that it is whole, and that it was sealed with the certificate that belongs to this key",
     )
+
+
+def open_in(line: str, key: RSAPrivateKey) -> tuple[str, int]:
+    """Open the tokens in a line of a log; return the line, and how many stay closed: damaged, or for another key.
+
+    Whoever sealed a text must not be able to forge another line: its control characters are replaced.
+    """
+    closed = 0
+
+    def opened(match: re.Match[str]) -> str:
+        nonlocal closed
+        try:
+            plain = open_token(match[0], key).plain.decode()
+        except TokenError:
+            closed += 1
+            return match[0]
+        return "".join(c if c.isprintable() or c == "\t" else "\N{REPLACEMENT CHARACTER}" for c in plain)
+
+    return _IN_A_LINE.sub(opened, line), closed
 
 
 def _split(token: str, modulus: int) -> tuple[bytes, bytes, bytes]:

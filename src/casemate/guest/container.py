@@ -101,7 +101,15 @@ def start(service: Service, network: str | None) -> None:
         options += [f"--network={network}", f"--network-alias={service.name}"]
     try:
         state.call(
-            *(PODMAN, "run", "--detach", "--pull=never", "--log-driver=journald", *options),
+            *(
+                PODMAN,
+                "run",
+                "--detach",
+                "--pull=never",
+                "--log-driver=journald",
+                "--log-opt=tag={{.ImageName}}",
+                *options,
+            ),
             *(service.image, *service.command),
             env=longer,
         )
