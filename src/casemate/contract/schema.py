@@ -16,6 +16,17 @@ from pathlib import Path
 from typing import Any
 
 _TYPES: dict[str, Any] = {"string": str, "object": dict, "array": list, "null": type(None), "boolean": bool}
+_OF_OBJECTS = frozenset(
+    (
+        "required",
+        "dependentRequired",
+        "properties",
+        "propertyNames",
+        "additionalProperties",
+        "minProperties",
+        "maxProperties",
+    )
+)
 _TELLING = frozenset({"title", "description", "default", "x-must", "x-id"})
 
 
@@ -54,7 +65,7 @@ def _fulfils(value: Any, keyword: str, rule: Any, rules: Mapping[str, Any], defs
             return not isinstance(value, list) or all(fulfils(each, rule, defs) for each in value)
         case "minItems" | "maxItems":
             return not isinstance(value, list) or (len(value) >= rule if keyword == "minItems" else len(value) <= rule)
-    if keyword in ("required", "properties", "propertyNames", "additionalProperties", "minProperties", "maxProperties"):
+    if keyword in _OF_OBJECTS:
         return not isinstance(value, dict) or _object_fulfils(value, keyword, rule, rules, defs)
     return False
 
@@ -65,6 +76,8 @@ def _object_fulfils(
     match keyword:
         case "required":
             return all(key in value for key in rule)
+        case "dependentRequired":
+            return all(other in value for key, others in rule.items() if key in value for other in others)
         case "properties":
             return all(fulfils(value[key], each, defs) for key, each in rule.items() if key in value)
         case "propertyNames":
