@@ -80,9 +80,14 @@ def read(path: Path) -> Unit:
 
 
 def units() -> dict[str, Unit]:
-    """Return the services by name, without the one that only comes where another fails."""
+    """Return the services of a start by name: without what a timer starts, and what comes where another fails."""
     found = [read(path) for path in sorted(UNITS.glob("hpl-*.service"))]
-    return {unit.name: unit for unit in found if unit.name != FAILURE}
+    return {unit.name: unit for unit in found if unit.name not in (FAILURE, *timers())}
+
+
+def timers() -> list[str]:
+    """Return the names of the services that timers start while the machine runs."""
+    return sorted(path.stem for path in UNITS.glob("hpl-*.timer"))
 
 
 def reduced(all_units: dict[str, Unit]) -> dict[str, set[str]]:
@@ -171,7 +176,7 @@ def picture() -> str:
             boxes[number, name] = (x + width / 2, MARGIN + number * ROW)
             x += width + GAP
     bottom = MARGIN + (len(table) - 1) * ROW + HEIGHT
-    height = bottom + 118
+    height = bottom + 118 + 18 * bool(timers())
 
     out = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {total:g} {height:g}" role="img">',
@@ -208,6 +213,7 @@ def picture() -> str:
         (
             "An arrow: the lower one starts when the upper one has succeeded. What has no arrow between it may run at once.",
             f"Each of them has OnFailure={FAILURE}: it says what failed, waits five seconds for the logs, and switches off.",
+            *([f"While the machine runs, timers start {', '.join(timers())}."] if timers() else []),
         )
     ):
         out.append(f'<text class="small" x="{MARGIN}" y="{y + 40 + 18 * line:g}">{escape(text)}</text>')

@@ -15,6 +15,7 @@ from typing import Any
 from casemate.contract.errors import ContractError
 from casemate.contract.keys import kinds, pem_of
 from casemate.guest import state
+from casemate.guest.network import resolve
 from casemate.guest.report import Stop, run, say
 
 DIRECTORY = state.RUN / "logging"
@@ -126,6 +127,7 @@ def service() -> None:
         raise Stop("HPL01001E", "env.logging.syslog.port is no port")
     for name, pem in pems(syslog).items():
         state.write(DIRECTORY / f"{name}.pem", pem)
+    resolve(host)
     probe(host, port, str(DIRECTORY))
     state.write(DIRECTORY / "rsyslog.conf", configuration(host, port, str(DIRECTORY)))
     say("HPL01010I", "Logging has been setup successfully.")

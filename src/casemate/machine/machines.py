@@ -90,6 +90,7 @@ class Specification:
     memory_mib: int = 2048
     cpus: int = 2
     root_size: int = 8 << 30
+    network_config: bytes | None = None
     cidata: bytes | None = None
     archive: Path | None = None
     more: Sequence[str] = ()
@@ -361,7 +362,7 @@ def _launch(machine: Machine, spec: Specification, image: Path, archive: Path, a
     volume = spec.cidata
     if volume is None:
         meta = f"instance-id: {spec.name}\nlocal-hostname: {spec.name}\n".encode()
-        volume = cidata_disk.make(spec.contract, meta, b"#cloud-config\nusers: []\n")
+        volume = cidata_disk.make(spec.contract, meta, b"#cloud-config\nusers: []\n", spec.network_config)
     (directory / "cidata.img").write_bytes(volume)
     with (directory / "root.img").open("wb") as root:
         root.truncate(spec.root_size)
