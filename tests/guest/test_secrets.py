@@ -1,4 +1,4 @@
-"""A marked secret stands in every field of a contract; the services run, well and badly; no mark is said or left where it may not.
+"""A marked secret stands in every field of a contract; the services run, well and badly; no mark is said, or left elsewhere.
 
 The fields are read from the schema, so a new one is tried too. Where a mark may lie is what :mod:`casemate.guest.state` names.
 What a message may have of a contract are names: of hosts, of volumes, of keys.

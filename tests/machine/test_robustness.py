@@ -161,7 +161,7 @@ def test_a_static_network_reaches_registry_and_log_backend(first: Subject) -> No
     said = first.guest("networkctl status --all --no-pager; cat /etc/resolv.conf; ls /run/systemd/network")
     assert "10.0.2.77" in said and "10.0.2.15" not in said
     assert "nameserver 10.0.2.3" in said and "search example.com" in said
-    first.logs.wait_for("HPL10001I")
+    first.logs.wait_for("HPL10001I", 60)
 
 
 def test_lines_wait_while_the_backend_is_away_and_arrive_in_order(first: Subject) -> None:
