@@ -2,8 +2,8 @@
 
 tools/units_graph.py [--check]
 
-An arrow is a ``Requires`` with its ``After``: what it points to starts when the other has succeeded. An arrow that follows
-from others is left out. Every service is a box, in the row after the last one that it waits for.
+An arrow is a ``Requires`` with its ``After`` (or a ``Wants`` beside an assertion): what it points to starts when the other
+has succeeded. An arrow that follows from others is left out. Every service is a box, in the row after the last one that it waits for.
 """
 
 from __future__ import annotations
@@ -67,9 +67,12 @@ def read(path: Path) -> Unit:
             values.setdefault(key, []).append(value)
     words = {key: " ".join(lines).split() for key, lines in values.items()}
     after = {name for name in words.get("After", []) if name.startswith("hpl-")}
-    needs = {name for name in words.get("Requires", []) if name.startswith("hpl-")}
+    named = {name for key in ("Requires", "Wants") for name in words.get(key, [])}
+    needs = {name for name in named if name.startswith("hpl-")}
     if needs != after:
-        raise SystemExit(f"{path.name}: Requires and After name different services of the layer")
+        raise SystemExit(f"{path.name}: Requires, Wants and After name different services of the layer")
+    if set(words.get("Wants", [])) & needs and "AssertPathExists" not in words:
+        raise SystemExit(f"{path.name}: it wants a service of the layer, and would start without it")
     if words.get("OnFailure") != [f"{FAILURE}.service"] and path.stem != FAILURE:
         raise SystemExit(f"{path.name}: its failure does not reach {FAILURE}")
     description = values["Description"][0].removeprefix("Hyper Protect Layer: ")

@@ -47,7 +47,8 @@ def test_where_the_catch_itself_fails_or_hangs_process_1_ends_the_machine() -> N
 def needed(name: str) -> set[str]:
     """The services without which this one does not start, directly or through others, and for which it waits."""
     unit = ALL[name]["Unit"]
-    direct = set(unit.get("Requires", "").split()) & set(unit.get("After", "").split())
+    named = f"{unit.get('Requires', '')} {unit.get('Wants', '')}".split()
+    direct = set(named) & set(unit.get("After", "").split())
     names = {one.removesuffix(".service") for one in direct} & set(ALL)
     return names.union(*(needed(one) for one in names)) if names else set()
 
@@ -61,6 +62,17 @@ def test_what_is_required_is_waited_for(name: str) -> None:
     """``Requires`` without ``After`` starts both at once: the second would not see the failure of the first."""
     unit = ALL[name]["Unit"]
     assert set(unit.get("Requires", "").split()) <= set(unit.get("After", "").split())
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_nothing_requires_a_service_that_may_be_started_again(name: str) -> None:
+    """It would be started again with it: images pulled anew without logins, containers stopped. It asserts instead."""
+    unit = ALL[name]["Unit"]
+    again = {f"{other}.service" for other in ALL if "Restart" in ALL[other]["Service"]}
+    assert again == {"hpl-rsyslog.service"}
+    assert not again & set(unit.get("Requires", "").split())
+    if again & set(unit.get("Wants", "").split()):
+        assert unit["AssertPathExists"] in ALL["hpl-rsyslog"]["Service"]["ExecStartPost"]
 
 
 @pytest.mark.parametrize("name", ALL)

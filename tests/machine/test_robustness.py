@@ -158,7 +158,7 @@ def _certificates(key: object) -> bytes:
 def test_a_static_network_reaches_registry_and_log_backend(first: Subject) -> None:
     console = first.machine.console()
     assert "HPL13004I" in console and "HPL12005I" in console and "whose issuer was checked" in console
-    said = first.guest("networkctl status --all --no-pager; cat /etc/resolv.conf; ls /run/systemd/network")
+    said = first.guest("cat /proc/net/fib_trie /etc/resolv.conf; find /run/systemd/network /run/systemd/netif/leases")
     assert "10.0.2.77" in said and "10.0.2.15" not in said
     assert "nameserver 10.0.2.3" in said and "search example.com" in said
     first.logs.wait_for("HPL10001I", 60)
@@ -200,7 +200,7 @@ def test_a_full_disk_stops_neither_machine_nor_logs(first: Subject) -> None:
 
 
 def test_a_contract_that_ends_while_the_machine_runs_stops_it(first: Subject) -> None:
-    assert "hpl-expiry.timer" in first.guest("systemctl list-timers --no-pager")
+    assert "ActiveState=active" in first.guest("systemctl show hpl-expiry.timer")
     first.guest(
         "echo $(( $(date +%s) + 5 )) > /run/casemate/expiry.json; systemctl start --no-block hpl-expiry.service"
     )
@@ -213,7 +213,7 @@ def test_a_contract_that_ends_while_the_machine_runs_stops_it(first: Subject) ->
 
 
 def test_without_a_certificate_no_timer_waits(second: Subject) -> None:
-    assert "hpl-expiry.timer" not in second.guest("systemctl list-timers --no-pager")
+    assert "ActiveState=inactive" in second.guest("systemctl show hpl-expiry.timer")
     assert "HPL13004I" not in second.machine.console()
 
 
