@@ -3,7 +3,8 @@
 tools/units_graph.py [--check]
 
 An arrow is a ``Requires`` with its ``After`` (or a ``Wants`` beside an assertion): what it points to starts when the other
-has succeeded. An arrow that follows from others is left out. Every service is a box, in the row after the last one that it waits for.
+has succeeded. An arrow that follows from others is left out. Every service is a box, in the row after the last one that it
+waits for.
 """
 
 from __future__ import annotations
