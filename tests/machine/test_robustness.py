@@ -158,7 +158,7 @@ def _certificates(key: object) -> bytes:
 def test_a_static_network_reaches_registry_and_log_backend(first: Subject) -> None:
     console = first.machine.console()
     assert "HPL13004I" in console and "HPL12005I" in console and "whose issuer was checked" in console
-    said = first.guest("cat /proc/net/fib_trie /etc/resolv.conf; find /run/systemd/network /run/systemd/netif/leases")
+    said = first.guest("cat /proc/1/net/fib_trie /etc/resolv.conf; find /run/systemd/network /run/systemd/netif/leases")
     assert "10.0.2.77" in said and "10.0.2.15" not in said
     assert "nameserver 10.0.2.3" in said and "search example.com" in said
     first.logs.wait_for("HPL10001I", 60)
