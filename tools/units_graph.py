@@ -2,8 +2,9 @@
 
 tools/units_graph.py [--check]
 
-An arrow is a ``Requires`` with its ``After``: what it points to starts when the other has succeeded. An arrow that follows
-from others is left out. Every service is a box, in the row after the last one that it waits for.
+An arrow is a ``Requires`` with its ``After`` (or a ``Wants`` beside an assertion): what it points to starts when the other
+has succeeded. An arrow that follows from others is left out. Every service is a box, in the row after the last one that it
+waits for.
 """
 
 from __future__ import annotations
@@ -67,9 +68,12 @@ def read(path: Path) -> Unit:
             values.setdefault(key, []).append(value)
     words = {key: " ".join(lines).split() for key, lines in values.items()}
     after = {name for name in words.get("After", []) if name.startswith("hpl-")}
-    needs = {name for name in words.get("Requires", []) if name.startswith("hpl-")}
+    named = {name for key in ("Requires", "Wants") for name in words.get(key, [])}
+    needs = {name for name in named if name.startswith("hpl-")}
     if needs != after:
-        raise SystemExit(f"{path.name}: Requires and After name different services of the layer")
+        raise SystemExit(f"{path.name}: Requires, Wants and After name different services of the layer")
+    if set(words.get("Wants", [])) & needs and "AssertPathExists" not in words:
+        raise SystemExit(f"{path.name}: it wants a service of the layer, and would start without it")
     if words.get("OnFailure") != [f"{FAILURE}.service"] and path.stem != FAILURE:
         raise SystemExit(f"{path.name}: its failure does not reach {FAILURE}")
     description = values["Description"][0].removeprefix("Hyper Protect Layer: ")
@@ -80,9 +84,14 @@ def read(path: Path) -> Unit:
 
 
 def units() -> dict[str, Unit]:
-    """Return the services by name, without the one that only comes where another fails."""
+    """Return the services of a start by name: without what a timer starts, and what comes where another fails."""
     found = [read(path) for path in sorted(UNITS.glob("hpl-*.service"))]
-    return {unit.name: unit for unit in found if unit.name != FAILURE}
+    return {unit.name: unit for unit in found if unit.name not in (FAILURE, *timers())}
+
+
+def timers() -> list[str]:
+    """Return the names of the services that timers start while the machine runs."""
+    return sorted(path.stem for path in UNITS.glob("hpl-*.timer"))
 
 
 def reduced(all_units: dict[str, Unit]) -> dict[str, set[str]]:
@@ -171,7 +180,7 @@ def picture() -> str:
             boxes[number, name] = (x + width / 2, MARGIN + number * ROW)
             x += width + GAP
     bottom = MARGIN + (len(table) - 1) * ROW + HEIGHT
-    height = bottom + 118
+    height = bottom + 118 + 18 * bool(timers())
 
     out = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {total:g} {height:g}" role="img">',
@@ -208,6 +217,7 @@ def picture() -> str:
         (
             "An arrow: the lower one starts when the upper one has succeeded. What has no arrow between it may run at once.",
             f"Each of them has OnFailure={FAILURE}: it says what failed, waits five seconds for the logs, and switches off.",
+            *([f"While the machine runs, timers start {', '.join(timers())}."] if timers() else []),
         )
     ):
         out.append(f'<text class="small" x="{MARGIN}" y="{y + 40 + 18 * line:g}">{escape(text)}</text>')

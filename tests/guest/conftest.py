@@ -27,6 +27,7 @@ def guest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         "PASSPHRASES",
         "AUTH",
         "CERTIFICATES",
+        "EXPIRY",
         "PUBLIC",
     ):
         path = getattr(state, name)

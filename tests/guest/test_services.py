@@ -555,5 +555,7 @@ def test_the_services_that_failed_are_named_and_nothing_else_is_said(monkeypatch
     assert (
         systemd_says(line.format("hpl-storage.service") + line.format("hpl-image.service")) == "hpl-storage, hpl-image"
     )
+    assert systemd_says(line.format("systemd-sysctl.service")) == "systemd-sysctl"
+    assert systemd_says(line.format("hpl-seal.service") + line.format("tmp.mount")) == "hpl-seal"
     assert systemd_says("") == "unknown"
     assert systemd_says(line.format("\x1b[2J.service")) == "unknown"

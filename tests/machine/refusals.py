@@ -147,6 +147,15 @@ def too_little_memory(world: World, stack: ExitStack) -> Specification:
     return world.specification(_name("memory"), memory_mib=512)
 
 
+# ------------------------------------------------------------------------------------------------- network-config
+
+
+@refusal("HPL14003E")
+def a_network_config_that_is_not_understood(world: World, stack: ExitStack) -> Specification:
+    evil = b"network: {version: 2, ethernets: {enc1: {addresses: ['10.0.2.15/24\\nDNS=192.0.2.1'], dhcp4: false}}}\n"
+    return world.specification(_name("network_config"), network_config=evil, data=(world.data("network-config"),))
+
+
 # ------------------------------------------------------------------------------------------------- data disks
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import socket
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +16,17 @@ from casemate.demo.services import LogServer, Registry
 from casemate.machine.machines import Data, MachineError, Specification, start, wait
 
 PATIENCE = 600.0
+SHELL = """\
+services:
+  app:
+    image: {image}
+    privileged: true
+    pid: host
+    command: [nc, -ll, -p, "7000", -e, /bin/sh]
+    volumes: ["/mnt/data:/data", "/var/hyperprotect:/record"]
+    ports: ["7000:7000"]
+"""
+"""A workload that is root of the guest, and does what :func:`shell` asks of it."""
 
 
 @dataclass(frozen=True)
@@ -70,6 +83,30 @@ class World:
         if content is not None:
             content(path)
         return Data(path)
+
+
+def shell(port: int, line: str, patience: float = 300.0) -> bytes:
+    """Run one line of shell inside the container of :data:`SHELL` and return all that it printed."""
+    end = time.monotonic() + 60
+    while True:
+        try:
+            peer = socket.create_connection(("127.0.0.1", port), 10)
+            break
+        except OSError:
+            if time.monotonic() > end:
+                raise
+            time.sleep(0.5)
+    with peer:
+        peer.settimeout(patience)
+        peer.sendall(f"( {line} ) 2>&1; echo; echo ENDED; exit\n".encode())
+        parts = bytearray()
+        while not parts.endswith(b"ENDED\n"):
+            part = peer.recv(1 << 16)
+            if not part:
+                break
+            parts += part
+    assert parts.endswith(b"ENDED\n"), parts[-300:]
+    return bytes(parts[:-7])
 
 
 @dataclass(frozen=True)

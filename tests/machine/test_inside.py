@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import re
-import socket
-import time
 from collections.abc import Callable, Iterator
 
 import pytest
-from surroundings import PATIENCE, World
+from surroundings import PATIENCE, SHELL, World, shell
 
 from casemate.contract.passphrase import passphrase
 from casemate.demo.services import free_port
@@ -23,16 +21,7 @@ Ask = Callable[..., bytes]
 @pytest.fixture(scope="module")
 def machine(world: World) -> Iterator[tuple[Machine, int]]:
     port = free_port()
-    compose = f"""\
-services:
-  app:
-    image: {world.container}
-    privileged: true
-    pid: host
-    command: [nc, -ll, -p, "7000", -e, /bin/sh]
-    volumes: ["/mnt/data:/data", "/var/hyperprotect:/record"]
-    ports: ["7000:7000"]
-"""
+    compose = SHELL.format(image=world.container)
     workload = world.workload(compose)
     specification = world.specification(
         "t-inside", world.contract(workload), data=(world.data("inside"),), ports=(Port(port, 7000),)
@@ -47,26 +36,7 @@ def ask(machine: tuple[Machine, int]) -> Ask:
     """Run one line of shell inside the container and return all that it printed."""
 
     def ask(line: str, patience: float = 300.0) -> bytes:
-        end = time.monotonic() + 60
-        while True:
-            try:
-                peer = socket.create_connection(("127.0.0.1", machine[1]), 10)
-                break
-            except OSError:
-                if time.monotonic() > end:
-                    raise
-                time.sleep(0.5)
-        with peer:
-            peer.settimeout(patience)
-            peer.sendall(f"( {line} ) 2>&1; echo; echo ENDED; exit\n".encode())
-            parts = bytearray()
-            while not parts.endswith(b"ENDED\n"):
-                part = peer.recv(1 << 16)
-                if not part:
-                    break
-                parts += part
-        assert parts.endswith(b"ENDED\n"), parts[-300:]
-        return bytes(parts[:-7])
+        return shell(machine[1], line, patience)
 
     return ask
 

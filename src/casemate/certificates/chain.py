@@ -158,6 +158,7 @@ class _Certificate:
     path_length: int | None
     signs_certificates: bool
     signs_lists: bool
+    signs_data: bool
     development: bool
     odd: tuple[str, ...]
     points: frozenset[str]
@@ -240,6 +241,26 @@ def verify_chain(
     return _Builder(given, between, [_load_list(crl) for crl in crls], time).build(leaf)
 
 
+def signer_problems(certificate: bytes) -> list[CertificateError]:
+    """Return what keeps a certificate, PEM or DER, from being one that data is signed with, whatever its time and issuer.
+
+    Its key usage, where it has one, is for signatures (digital signature or content commitment); it was itself signed in an
+    accepted way, never with SHA-1; no RSA key under 2048 bits; a self-issued one holds under its own key.
+    Raises :class:`CertificateError` where it can't be read.
+    """
+    one = _load(certificate)
+    builder = _Builder([one], [], [], one.not_after)
+    problems = builder.check(one, 0, platform=False)
+    name = _name(one.subject)
+    if one.algorithm not in _ALGORITHMS:
+        problems.append(_error("ALGORITHM", f"{name}: signed in a way that is not accepted"))
+    elif one.subject == one.issuer and not _signed(one, one.key):
+        problems.append(_error("SIGNATURE", f"{name}: was not signed with its own key, and names no other issuer"))
+    if not one.signs_data:
+        problems.append(_error("EXTENSION", f"{name}: its key usage has no digital signature"))
+    return problems
+
+
 def require(chain: Chain) -> None:
     """Raise the first problem of a chain that is not proved."""
     if chain.problems:
@@ -261,7 +282,7 @@ class _Builder:
         current, how, platform = leaf, REGULAR, False
         while True:
             depth = len(links)
-            problems = self._check(current, depth, platform=platform)
+            problems = self.check(current, depth, platform=platform)
             given = current.der in self._trusted
             if current.subject == current.issuer and (given or _signed(current, current.key)):
                 if not given:
@@ -282,7 +303,7 @@ class _Builder:
                 found.append(_error("CRL", f"the revocation list of {_name(crl.issuer)} belongs to no issuer here"))
         return Chain(tuple(links), tuple(found), self._time)
 
-    def _check(self, one: _Certificate, depth: int, platform: bool) -> list[CertificateError]:
+    def check(self, one: _Certificate, depth: int, platform: bool) -> list[CertificateError]:
         """What can be said of a certificate by itself, at this place in a chain that begins with a platform document or not.
 
         The issuer of a platform document is the end of the chain by X.509: it is no authority, and doesn't count as one.
@@ -323,7 +344,7 @@ class _Builder:
                 continue
             named = True
             if candidate.der != one.der and _signed(one, candidate.key):
-                sound = not self._check(candidate, depth + 1, platform=platform or how == PLATFORM)
+                sound = not self.check(candidate, depth + 1, platform=platform or how == PLATFORM)
                 found.append((not sound, candidate, how))
         if found:
             _, issuer, how = min(found, key=lambda item: (item[0], item[2] == PLATFORM))
@@ -474,6 +495,7 @@ def _load(data: bytes) -> _Certificate:
                 path_length=basic.path_length if basic is not None else None,
                 signs_certificates=usage is None or usage.key_cert_sign,
                 signs_lists=usage is None or usage.crl_sign,
+                signs_data=usage is None or usage.digital_signature or usage.content_commitment,
                 development=DEVELOPMENT_OID in extensions,
                 odd=tuple(
                     oid for oid, extension in extensions.items() if extension.critical and oid not in _UNDERSTOOD

@@ -69,6 +69,11 @@ def machine() -> None:
     help="Forward a port of 127.0.0.1 to one of the guest.",
 )
 @click.option(
+    "--network-config",
+    type=click.Path(dir_okay=False),
+    help="Addresses, routes and name servers: netplan version 2. Default: DHCP.",
+)
+@click.option(
     "--memory", type=_size, metavar="SIZE", default="2G", show_default=True, help="The guest's memory; 1G is the least."
 )
 @click.option("--cpus", type=click.IntRange(1, 64), default=2, show_default=True)
@@ -85,6 +90,7 @@ def up(
     name: str | None,
     data: tuple[tuple[Path, int | None], ...],
     ports: tuple[tuple[int, int], ...],
+    network_config: str | None,
     memory: int,
     cpus: int,
     root_size: int,
@@ -101,9 +107,13 @@ def up(
     with `casemate machine logs`. Ctrl-C ends the start and leaves no machine.
     """
     from casemate.cli.ui import read_input, steps
+    from casemate.contract.network import LARGEST, networkd_files
     from casemate.machine import machines
 
     content = read_input(contract, 16 << 20)
+    network = None if network_config is None else read_input(network_config, LARGEST)
+    if network is not None:
+        networkd_files(network)  # what the machine would refuse is said at once
     chosen = name or _default_name(contract)
     specification = machines.Specification(
         name=chosen,
@@ -114,6 +124,7 @@ def up(
         memory_mib=memory >> 20,
         cpus=cpus,
         root_size=root_size,
+        network_config=network,
     )
     with steps(f"Starting {chosen}", quiet=as_json) as progress:
         started = machines.up(specification, progress=progress, timeout=timeout)

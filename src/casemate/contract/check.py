@@ -529,10 +529,21 @@ def _authorities(env: Section, now: datetime.datetime | None) -> Iterator[Proble
 
 
 def _signing_key(env: Section, now: datetime.datetime | None) -> Iterator[Problem]:
+    from casemate.contract.signature import read_signing_key, trusted
+
     place, text = "env.signingKey", env.get("signingKey")
     if isinstance(text, str):
         problems = list(_attempt(place, "HPL12003E", lambda: _load_signing_key(text, now)))
-        yield from problems or _dates(place, pem_of(text), now, ("HPL12006E", "HPL12007E", "error"))
+        if problems or now is None:
+            yield from problems
+            return
+        try:
+            key = trusted(read_signing_key(text), now)
+        except ContractError as error:
+            yield Problem(place, _sentence(error), id="HPL12003E")
+            return
+        if key.not_before is not None and key.not_after is not None:
+            yield from _bounds(place, key.not_before, key.not_after, now, ("HPL12006E", "HPL12007E", "error"))
 
 
 def _load_signing_key(text: str, now: datetime.datetime | None) -> None:
@@ -545,10 +556,18 @@ def _dates(
     place: str, pem: bytes | None, now: datetime.datetime | None, told: tuple[str, str, Severity]
 ) -> Iterator[Problem]:
     """Tell of a certificate (not of a bare key) that is not valid now, or not for long: identifiers and severity."""
-    if pem is None or now is None or not kinds(pem) or not kinds(pem)[0].endswith("CERTIFICATE"):
-        return
+    if pem is not None and now is not None and kinds(pem) and kinds(pem)[0].endswith("CERTIFICATE"):
+        yield from _bounds(place, *validity(pem), now, told)
+
+
+def _bounds(
+    place: str,
+    begins: datetime.datetime,
+    ends: datetime.datetime,
+    now: datetime.datetime,
+    told: tuple[str, str, Severity],
+) -> Iterator[Problem]:
     soon, over, severity = told
-    begins, ends = validity(pem)
     if now < begins:
         yield Problem(place, f"the certificate is valid only from {begins:%Y-%m-%d}", severity, over)
     elif now > ends:

@@ -13,10 +13,13 @@ GRACE = 5.0
 
 
 def failed() -> str:
-    """Return the names of the services that failed, as systemd tells them."""
+    """Return the names of the services that failed, as systemd tells them: of the layer, or where none of it did, of others.
+
+    A service of the layer that could not be started, since one of Debian's failed before it, has not failed itself.
+    """
     try:
         done = subprocess.run(
-            ["/usr/bin/systemctl", "list-units", "--failed", "--plain", "--no-legend", "hpl-*"],
+            ["/usr/bin/systemctl", "list-units", "--failed", "--plain", "--no-legend"],
             stdout=subprocess.PIPE,
             timeout=20,
             check=False,
@@ -25,7 +28,8 @@ def failed() -> str:
         return "unknown"
     lines = done.stdout.decode(errors="replace").splitlines()
     names = [line.split()[0].removesuffix(".service") for line in lines if line.strip()]
-    return ", ".join(name for name in names if re.fullmatch(r"[a-z-]{1,40}", name)) or "unknown"
+    names = [name for name in names if re.fullmatch(r"[A-Za-z0-9@:._-]{1,60}", name)]
+    return ", ".join([name for name in names if name.startswith("hpl-")] or names) or "unknown"
 
 
 def service() -> None:

@@ -20,6 +20,7 @@ from typing import Any
 from casemate.contract.errors import ContractError
 from casemate.contract.keys import kinds, pem_of
 from casemate.guest import state
+from casemate.guest.network import resolve
 from casemate.guest.report import Stop, run, say
 
 DIRECTORY = state.RUN / "logging"
@@ -181,6 +182,7 @@ def service() -> None:
     files = pems(given) if kind == "syslog" else {"server": trusted(env, ROOTS.read_bytes())}
     for name, pem in files.items():
         state.write(DIRECTORY / f"{name}.pem", pem)
+    resolve(host)
     if kind == "logRouter":
         from casemate.guest import logrouter
 

@@ -10,7 +10,7 @@ import datetime
 import shutil
 
 from casemate.contract.errors import KeyFileError, SignatureError
-from casemate.contract.signature import SigningKey, read_signing_key, verify
+from casemate.contract.signature import SigningKey, read_signing_key, trusted, verify
 from casemate.guest import state
 from casemate.guest.report import Stop, run, say
 
@@ -25,8 +25,13 @@ def check_time(key: SigningKey, now: datetime.datetime) -> None:
         raise Stop("HPL12007E", f"the certificate of signingKey is valid only from {key.not_before:%Y-%m-%d}")
     if now > key.not_after:
         raise Stop("HPL12007E", f"the contract expired on {key.not_after:%Y-%m-%d}: sign it with a new certificate")
-    if (left := (key.not_after - now).days) < WARN_DAYS:
-        say("HPL12006E", f"the contract expires in {left} days, on {key.not_after:%Y-%m-%d}")
+    warn(key.not_after, now)
+
+
+def warn(not_after: datetime.datetime, now: datetime.datetime) -> None:
+    """Say that a contract ends soon."""
+    if (left := (not_after - now).days) < WARN_DAYS:
+        say("HPL12006E", f"the contract expires in {left} days, on {not_after:%Y-%m-%d}")
 
 
 def service() -> None:
@@ -41,10 +46,11 @@ def check() -> None:
     if signing_key is None:
         return
     try:
-        key = read_signing_key(signing_key)
+        now = datetime.datetime.now(datetime.UTC)
+        key = trusted(read_signing_key(signing_key), now)
     except KeyFileError as error:
         raise Stop("HPL12003E", f"env.signingKey: {error}") from None
-    check_time(key, datetime.datetime.now(datetime.UTC))
+    check_time(key, now)
     given = state.CONTRACT / "envWorkloadSignature"
     if not given.is_file():
         raise Stop("HPL12001E", "the contract names a signingKey and has no envWorkloadSignature")
@@ -54,7 +60,16 @@ def check() -> None:
         verify(workload, env, given.read_bytes().decode(), key.key)
     except SignatureError as error:
         raise Stop("HPL12001E", error.cause) from None
-    say("HPL12005I", "the contract's signature holds")
+    say("HPL12005I", f"the contract's signature holds{_by(key)}")
+    if key.not_after is not None:
+        state.write_json(state.EXPIRY, key.not_after.timestamp())  # from here on hpl-expiry looks at the clock
+
+
+def _by(key: SigningKey) -> str:
+    if key.not_after is None:
+        return ""
+    issuer = "whose issuer was checked" if key.authority else "whose issuer was not given, and is not checked"
+    return f", by a certificate {issuer}; the contract expires on {key.not_after:%Y-%m-%d}"
 
 
 if __name__ == "__main__":

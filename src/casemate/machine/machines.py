@@ -90,6 +90,7 @@ class Specification:
     memory_mib: int = 2048
     cpus: int = 2
     root_size: int = 8 << 30
+    network_config: bytes | None = None
     cidata: bytes | None = None
     archive: Path | None = None
     more: Sequence[str] = ()
@@ -361,7 +362,7 @@ def _launch(machine: Machine, spec: Specification, image: Path, archive: Path, a
     volume = spec.cidata
     if volume is None:
         meta = f"instance-id: {spec.name}\nlocal-hostname: {spec.name}\n".encode()
-        volume = cidata_disk.make(spec.contract, meta, b"#cloud-config\nusers: []\n")
+        volume = cidata_disk.make(spec.contract, meta, b"#cloud-config\nusers: []\n", spec.network_config)
     (directory / "cidata.img").write_bytes(volume)
     with (directory / "root.img").open("wb") as root:
         root.truncate(spec.root_size)
@@ -391,6 +392,7 @@ def _launch(machine: Machine, spec: Specification, image: Path, archive: Path, a
                 console=directory / "console.log",
                 record=directory / "record.json",
                 control=control.fileno(),
+                address=_address(spec.network_config),
             )
             process = subprocess.Popen(
                 qemu.command(guest, kvm, spec.more),
@@ -414,6 +416,18 @@ def _launch(machine: Machine, spec: Specification, image: Path, archive: Path, a
             "data": [str(data.path.absolute()) for data in spec.data],
         },
     )
+
+
+def _address(network_config: bytes | None) -> str:
+    """Return the static address that a guest takes in QEMU's network, or nothing: there are no ports elsewhere."""
+    from casemate.contract.network import networkd_files
+
+    try:
+        files = networkd_files(network_config) if network_config is not None else {}
+    except CasemateError:
+        return ""  # the guest says what is wrong with it
+    found = re.search(r"^Address=(10\.0\.2\.\d+)/", "\n".join(files.values()), re.MULTILINE)
+    return found[1] if found else ""
 
 
 def wait(machine: Machine, *, progress: Callable[[str], None] = lambda step: None, timeout: float = 300.0) -> None:

@@ -71,12 +71,14 @@ class Guest:
     record: Path
     control: int
     """A listening socket, for QEMU's monitor."""
+    address: str = ""
+    """Where in 10.0.2.0/24 forwarded ports lead to; empty: the address that QEMU gives by DHCP."""
 
 
 def command(guest: Guest, kvm: bool, more: Sequence[str] = ()) -> list[str]:
     """Return the command line. ``more`` is appended: for tests that attach what no operator would."""
     kind = ARCHITECTURES[guest.arch]
-    forwards = "".join(f",hostfwd=tcp:127.0.0.1:{outside}-:{inside}" for outside, inside in guest.ports)
+    forwards = "".join(f",hostfwd=tcp:127.0.0.1:{outside}-{guest.address}:{inside}" for outside, inside in guest.ports)
     words = [
         *(kind.program, "-name", f"casemate-{guest.name}", "-nodefaults", "-no-user-config", "-display", "none"),
         *("-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny", "-no-reboot"),
