@@ -49,7 +49,7 @@ def pair() -> Pair:
 def test_the_commands_that_are_promised_are_there() -> None:
     promised = """
     demo; doctor; contract init; contract seal; contract assemble; contract check; contract open; contract schema;
-    image build; image show; se pack; se open; se show; se attest create; se attest perform; se attest verify;
+    image build; image show; se pack; se open; se show; se disk; se attest create; se attest perform; se attest verify;
     machine up; machine list; machine logs; machine record;
     machine down; attestation verify; certificate verify; volume passphrase; completion
     """

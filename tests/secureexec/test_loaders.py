@@ -20,7 +20,7 @@ from se_format import read
 from zmachine import DISABLED_WAIT, PSW_ADDRESS, PSW_MASK, R0, Machine, machine
 
 from casemate.image import loader as sources
-from casemate.secureexec import header, image, loader
+from casemate.secureexec import disk, header, image, loader
 from casemate.secureexec.errors import ImageError
 from casemate.secureexec.hostkey import HostKey
 
@@ -181,6 +181,39 @@ def test_what_cannot_be_started_is_not(
             z.write(line.address, change(z.read(line.address, line.size)))
         waits = contents.secrets.psw_address + loader.STAGE3B.index(LOAD_PSW)
         assert z.stop_code(waits) == 0x0CA5000B00000000 | reason
+
+
+@pytest.mark.components
+@pytest.mark.parametrize("size", [0x15000, 40 << 20], ids=["small", "more than one pointer"])
+def test_firmware_starts_the_image_from_a_disk(host: Key, size: int) -> None:
+    """The firmware that QEMU has for disks follows the map, loads all of it, and stage3a asks with the right block."""
+    data = packed(host, kernel(size))
+    out = io.BytesIO()
+    assert disk.write(io.BytesIO(data), out, len(data)) == len(out.getvalue())
+    with machine(disk=out.getvalue()) as z:
+        assert z.run_to(SET) == SET
+        assert (z.register(R0 + 6), z.register(R0 + 2)) == (8, image.IPIB)
+        assert z.read(image.IPIB, 0x3000) == data[image.IPIB :][:0x3000]
+        for at in (len(data) - 0x2000, len(data) // 2):
+            assert z.read(at, 0x2000) == data[at : at + 0x2000]
+
+
+def test_what_no_machine_could_start_gets_no_disk(host: Key, small: bytes) -> None:
+    with pytest.raises(ImageError, match="no loaders"):
+        disk.write(io.BytesIO(small), io.BytesIO(), len(small))
+    data = packed(host, kernel())
+    for size in (len(data) - 1, len(data) + 1):
+        with pytest.raises(ImageError, match="changed"):
+            disk.write(io.BytesIO(data), io.BytesIO(), size)
+    with pytest.raises(ImageError):
+        disk.write(io.BytesIO(bytes(1 << 20)), io.BytesIO(), 1 << 20)
+
+
+def test_an_image_too_large_for_a_disk_is_refused() -> None:
+    assert len(disk.boot_map(disk.LARGEST)) == disk.DATA
+    for size in (0, 0x10000, disk.LARGEST + 1):
+        with pytest.raises(ImageError, match="from a disk"):
+            disk.boot_map(size)
 
 
 KERNEL = os.environ.get("CASEMATE_S390X_KERNEL", "")

@@ -130,6 +130,18 @@ def test_documents_are_verified_unless_one_says_loudly_not_to(work: Path, signed
     assert not (work / "image.img").exists()
 
 
+def test_a_disk_is_written_of_an_image_with_loaders(work: Path) -> None:
+    pack(work)
+    done = run(work, "disk", "image.img", "-o", "boot.disk")
+    assert done.returncode == 1 and b"no loaders" in done.stderr
+    assert not (work / "boot.disk").exists()
+    (work / "vmlinuz").write_bytes(bytes(0x10008) + b"S390EP" + os.urandom(9000))
+    pack(work)
+    assert run(work, "disk", "image.img", "-o", "boot.disk").returncode == 0
+    image, disk = (work / "image.img").read_bytes(), (work / "boot.disk").read_bytes()
+    assert disk[:4] == b"zIPL" and disk[2048:].startswith(image[0x10000:]) and not len(disk) % 512
+
+
 def test_a_machine_is_attested_from_request_to_record(work: Path) -> None:
     pack(work)
     (work / "se-checksums.txt").write_bytes(b"26.11.0\n" + b"ab" * 32 + b" root.tar.gz")

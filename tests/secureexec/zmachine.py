@@ -86,17 +86,21 @@ class Machine:
 
 
 @contextmanager
-def machine(image: bytes) -> Iterator[Machine]:
-    """Start a machine with an image at address 0, as its loader would leave it; it stands at the image's entry."""
+def machine(image: bytes = b"", disk: bytes = b"") -> Iterator[Machine]:
+    """Give a machine with an image at address 0, standing at the image's entry; or with a disk, standing before its firmware."""
     with tempfile.TemporaryDirectory() as work:
         path, server = Path(work) / "image", Path(work) / "gdb"
-        path.write_bytes(image)
+        path.write_bytes(image or disk)
         with socket.socket(socket.AF_UNIX) as listener:
             listener.bind(str(server))
             listener.listen(1)
             listener.settimeout(30)
             words = ["qemu-system-s390x", "-M", "s390-ccw-virtio", "-accel", "tcg", "-m", "128", "-nodefaults"]
-            words += ["-display", "none", "-action", "panic=pause", "-S", "-kernel", str(path)]
+            words += ["-display", "none", "-action", "panic=pause", "-S"]
+            if disk:
+                words += ["-drive", f"file={path},if=none,id=d,format=raw", "-device", "virtio-blk,drive=d,bootindex=1"]
+            else:
+                words += ["-kernel", str(path)]
             words += ["-chardev", f"socket,id=gdb,path={server}", "-gdb", "chardev:gdb"]
             environment = {"PATH": os.environ["PATH"]}
             with subprocess.Popen(words, stdin=subprocess.DEVNULL, env=environment) as process:

@@ -189,6 +189,24 @@ def show(image: str, as_json: bool) -> None:
         click.echo(f"{name:<12} {part.size} bytes at {part.address:#x}, encrypted")
 
 
+@se.command()
+@click.argument("image", type=_FILE)
+@click.option("-o", "--output", required=True, type=_FILE, help="Where the disk goes.")
+def disk(image: str, output: str) -> None:
+    """Write a disk that starts IMAGE on IBM Z: a SCSI or virtio disk, for KVM or a logical partition.
+
+    It does what zipl would, without a running system for it. KVM starts an image as a kernel too: then no disk is needed.
+
+    \b
+    casemate se disk image.img -o boot.disk
+    """
+    from casemate.secureexec import disk as disks
+
+    with _reading(image) as file, _replacing(Path(output)) as out:
+        size = disks.write(file, out, os.fstat(file.fileno()).st_size)
+    click.echo(f"{output}: {size / 1e6:.1f} MB")
+
+
 def _print_json(facts: dict[str, Any]) -> None:
     import json
 
