@@ -81,7 +81,7 @@ FORMS = {
     "contract open": '{"output" or "plain", "short_password": [section]}',
     "image build": f'{{"path", {IMAGE}}}',
     "image show": f'{{{IMAGE}, "reference_values": {{line: sha256}}, "sizes": {{file: bytes}}}}',
-    "se pack": '{"path", "size", "tag", "hosts": [fingerprint], "host_keys_verified": bool}',
+    "se pack": '{"path", "size", "tag", "hosts": [fingerprint], "host_keys_verified": bool, "loaders": bool}',
     "se open": '{"path", "tag", "sizes": {part: bytes}}',
     "se show": '{"path", "size", "tag", "hosts", "pages", "flags", "header_size", "clear_size", "pld", "ald", "tld", \
 "components": [{"name", "address", "size"}]}',

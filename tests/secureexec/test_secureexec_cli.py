@@ -135,8 +135,10 @@ def test_a_disk_is_written_of_an_image_with_loaders(work: Path) -> None:
     done = run(work, "disk", "image.img", "-o", "boot.disk")
     assert done.returncode == 1 and b"no loaders" in done.stderr
     assert not (work / "boot.disk").exists()
+    assert json.loads(pack(work, "--json"))["loaders"] is False
+    assert "no loaders" in pack(work)
     (work / "vmlinuz").write_bytes(bytes(0x10008) + b"S390EP" + os.urandom(9000))
-    pack(work)
+    assert b"no loaders" not in run(work, "pack", *PARTS, "-o", "image.img").stdout
     assert run(work, "disk", "image.img", "-o", "boot.disk").returncode == 0
     image, disk = (work / "image.img").read_bytes(), (work / "boot.disk").read_bytes()
     assert disk[:4] == b"zIPL" and disk[2048:].startswith(image[0x10000:]) and not len(disk) % 512

@@ -94,11 +94,13 @@ def pack(
     fingerprints = [host.fingerprint.hex() for host in hosts]
     facts = {"path": output, "size": packed.size, "tag": packed.tag.hex(), "hosts": fingerprints}
     if as_json:
-        _print_json({**facts, "host_keys_verified": not no_verify})
+        _print_json({**facts, "host_keys_verified": not no_verify, "loaders": packed.loaders})
         return
     click.echo(f"{output}: {packed.size / 1e6:.1f} MB, tag {packed.tag.hex()}")
     for fingerprint in fingerprints:
         click.echo(f"  opens on {fingerprint}")
+    if not packed.loaders:
+        click.echo("  no loaders: this kernel is none for IBM Z, and the image is for the software ultravisor only")
 
 
 @se.command("open")

@@ -6,8 +6,8 @@
 The file is what a machine loads at address 0:
 
     0x0       short PSW that starts stage3a          0x13000   IPIB
-    0x10000   stage3a, the loader in the clear        0x14000   header, then the components on page boundaries:
-                                                                kernel, command line, initrd, stage3b
+    0xc000    where IPIB and header are               0x14000   header, then the components on page boundaries:
+    0x10000   stage3a, the loader in the clear                  kernel, command line, initrd, stage3b
 
 Components are encrypted page by page with AES-256-XTS; the tweak of a page is its component's prefix (u64) and the offset
 within the component (u64). Three digests in the header cover every page, every address and every tweak.
@@ -44,6 +44,7 @@ from casemate.secureexec.loader import STAGE3A as OUR_STAGE3A
 from casemate.secureexec.loader import STAGE3B as OUR_STAGE3B
 
 STAGE3A, STAGE3A_ENTRY, IPIB, HEADER, COMPONENTS = 0x10000, 0x11000, 0x13000, 0x14000, 0x16000
+METADATA = 0xC000
 NAMES = ("kernel", "cmdline", "initrd", "stage3b")
 WITHOUT_INITRD = ("kernel", "cmdline", "stage3b")
 _SMALL = ("cmdline", "stage3b")
@@ -55,6 +56,8 @@ DISABLED_WAIT = struct.pack(">QQ", 0x0002000180000000, 0x0000000000000CA5)
 _TWEAK = struct.Struct(">QQ")
 _ARGUMENTS = struct.Struct(">6QQQ")
 _STAGE3A_ARGUMENTS = struct.Struct(">QQQ")
+_METADATA = struct.pack(">8sQIQ", b"SeImgLnx", HEADER, 1, IPIB)
+"""Tells tools where the header and the parameter block are; firmware does not read it."""
 _KERNEL_PSW = (0x180000000, 0x10000)
 _S390_MAGIC, _S390_MAGIC_AT = b"S390EP", 0x10008
 """What a Linux kernel for IBM Z has beside its entry."""
@@ -66,7 +69,10 @@ Sink = Callable[[str, int], BinaryIO]
 
 @dataclass(frozen=True, slots=True)
 class Packed:
-    """What was written: its size, the three digests and the tag that an attestation names it by."""
+    """What was written: its size, the three digests and the tag that an attestation names it by.
+
+    ``loaders``: whether a machine can start it; else it is for the software ultravisor.
+    """
 
     size: int
     pld: bytes
@@ -74,6 +80,7 @@ class Packed:
     tld: bytes
     tag: bytes
     components: tuple[Component, ...]
+    loaders: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -242,7 +249,7 @@ def pack(
     out.seek(0)
     out.write(_clear(stage3a, headers.build_ipib(placed, HEADER, header_length), header))
     out.seek(address)
-    return Packed(address, *digests, header[-16:], tuple(placed))
+    return Packed(address, *digests, header[-16:], tuple(placed), stage3a is not None and stage3b is not None)
 
 
 def _clear(stage3a: bytes | None, ipib: bytes, header: bytes) -> bytes:
@@ -254,7 +261,7 @@ def _clear(stage3a: bytes | None, ipib: bytes, header: bytes) -> bytes:
         loader = stage3a[: -_STAGE3A_ARGUMENTS.size] + arguments
     else:
         loader = bytes(STAGE3A_ENTRY - STAGE3A) + DISABLED_WAIT
-    clear = psw.ljust(STAGE3A, b"\0") + loader.ljust(IPIB - STAGE3A, b"\0")
+    clear = (psw.ljust(METADATA, b"\0") + _METADATA).ljust(STAGE3A, b"\0") + loader.ljust(IPIB - STAGE3A, b"\0")
     return clear + ipib.ljust(HEADER - IPIB, b"\0") + header.ljust(COMPONENTS - HEADER, b"\0")
 
 
