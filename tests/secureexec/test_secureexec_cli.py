@@ -91,7 +91,9 @@ def test_the_loaders_go_together(work: Path, host: Key) -> None:
     assert run(work, "pack", *alone, "--stage3a", "stage3a", "-o", "new.img").returncode == 2
 
 
-def test_documents_are_verified_unless_one_says_loudly_not_to(work: Path, signed: Callable[[Path], None]) -> None:
+def test_documents_are_verified_unless_one_says_loudly_not_to(
+    work: Path, signed: Callable[[Path], None], host: Key
+) -> None:
     signed(work)
     common = (
         "pack",
@@ -111,6 +113,10 @@ def test_documents_are_verified_unless_one_says_loudly_not_to(work: Path, signed
     assert (done.returncode, done.stderr) == (0, b"")
     assert json.loads(done.stdout)["host_keys_verified"] is True
     (work / "image.img").unlink()
+    alone = ("host-key", "--json", *above, *lists, "--host-key")
+    found = json.loads(run(work, *alone, "host.crt").stdout)
+    assert (found["verified"], found["hosts"][0]["fingerprint"]) == (True, HostKey(host.public_key()).fingerprint.hex())
+    assert run(work, *alone, "stranger.crt").returncode == 1
 
     done = run(work, *common, "host.crt", *above, "--no-revocation-check", "--json")
     assert (done.returncode, done.stderr.count(b"NOT checked")) == (0, 1)

@@ -191,6 +191,35 @@ def show(image: str, as_json: bool) -> None:
         click.echo(f"{name:<12} {part.size} bytes at {part.address:#x}, encrypted")
 
 
+@se.command("host-key")
+@with_host_keys
+@click.option("--json", "as_json", is_flag=True, help="Print it as JSON.")
+def host_key(
+    host_keys: tuple[str, ...],
+    authorities: tuple[str, ...],
+    lists: tuple[str, ...],
+    signing: tuple[str, ...],
+    no_revocation_check: bool,
+    no_verify: bool,
+    as_json: bool,
+) -> None:
+    """Verify host key documents as the tools for IBM Z do, and tell whose keys they are.
+
+    More than a chain that holds (`casemate certificate verify`): a host-key signing key signed them, nobody else.
+
+    \b
+    casemate se host-key --host-key HKD-9175-02C25B8.crt \\
+        --ca host-key-signing.crt --ca DigiCertCA.crt --crl signing.crl --crl DigiCertCA.crl
+    """
+    hosts = load(Documents(host_keys, authorities, lists, signing, no_revocation_check, no_verify))
+    if as_json:
+        rows = [{"fingerprint": host.fingerprint.hex(), "valid_until": host.valid_until} for host in hosts]
+        _print_json({"verified": not no_verify, "hosts": rows})
+        return
+    for host in hosts:
+        click.echo(f"{host.fingerprint.hex()}  {f'until {host.valid_until}' if host.valid_until else 'a bare key'}")
+
+
 @se.command()
 @click.argument("image", type=_FILE)
 @click.option("-o", "--output", required=True, type=_FILE, help="Where the disk goes.")
