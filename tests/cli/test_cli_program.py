@@ -50,7 +50,8 @@ def test_the_commands_that_are_promised_are_there() -> None:
     promised = """
     demo; doctor; contract init; contract seal; contract assemble; contract check; contract open; contract schema;
     image build; image show; se pack; se open; se show; se host-key; se disk; se attest create; se attest perform;
-    se attest verify; machine up; machine list; machine logs; machine record; machine down; attestation verify; certificate verify; volume passphrase; completion
+    se attest verify; machine up; machine list; machine logs; machine record; machine down; attestation verify;
+    certificate verify; volume passphrase; completion
     """
     assert {tuple(words.split()) for words in promised.split(";")} <= set(ALL)
 
