@@ -81,10 +81,13 @@ FORMS = {
     "contract open": '{"output" or "plain", "short_password": [section]}',
     "image build": f'{{"path", {IMAGE}}}',
     "image show": f'{{{IMAGE}, "reference_values": {{line: sha256}}, "sizes": {{file: bytes}}}}',
-    "se pack": '{"path", "size", "tag", "hosts": [fingerprint], "host_keys_verified": bool}',
+    "se pack": '{"path", "size", "tag", "hosts": [fingerprint], "host_keys_verified": bool, "loaders": bool}',
     "se open": '{"path", "tag", "sizes": {part: bytes}}',
     "se show": '{"path", "size", "tag", "hosts", "pages", "flags", "header_size", "clear_size", "pld", "ald", "tld", \
 "components": [{"name", "address", "size"}]}',
+    "se host-key": '{"verified": bool, "hosts": [{"fingerprint", "valid_until"}]}',
+    "se attest verify": '{"tag", "cuid", "user_data", "image_host_key", "attestation_host_key", "secret_store", "firmware": hex, \
+"development": bool, "record": bool}',
     "machine up": MACHINE,
     "machine list": f"[{MACHINE}]",
     "machine record": '{"path", "files": [name]}',

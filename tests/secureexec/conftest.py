@@ -53,3 +53,11 @@ def keys(tmp_path: Path, host: Key) -> Callable[[Key, str], None]:
         (tmp_path / f"{name}.pub").write_bytes(public)
 
     return write
+
+
+@pytest.fixture(scope="session")
+def signed(host: Key) -> Callable[[Path], None]:
+    """Write documents of the host, good and bad, and all that is above them."""
+    import signed
+
+    return lambda directory: signed.write(directory, host)

@@ -63,6 +63,7 @@ class Read:
 def read(image: bytes, host: Key) -> Read:
     """Open an image; every rule of the format page is an assertion."""
     assert image[:8] == bytes.fromhex("0008000080011000")
+    assert struct.unpack_from(">8sQIQ", image, 0xC000) == (b"SeImgLnx", HEADER, 1, IPIB)
     length, flags, version, inner, kind, pv_version, count, header_at, header_size = struct.unpack_from(
         ">IB2xBIB3x8x84x3xB4xIQQ", image, IPIB
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime
 import io
 import json
 import os
@@ -14,18 +13,16 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.serialization import Encoding
-from cryptography.x509.oid import NameOID
 from se_format import craft, read
 
 from casemate.secureexec.hostkey import HostKey
 
 Key = ec.EllipticCurvePrivateKey
 PROGRAM = (sys.executable, "-c", "from casemate.cli import main; main()", "se")
-NOT_CHECKED = "who signed the host key documents was NOT checked: give --ca and --crl\n"
+NOT_CHECKED = "host key documents were NOT verified (--no-verify): whoever made them reads all of it\n"
+
+PARTS = ("--kernel", "vmlinuz", "--cmdline", "x", "--initrd", "initrd.img", "--no-verify", "--host-key", "host.pub")
 
 
 @pytest.fixture
@@ -43,10 +40,10 @@ def run(work: Path, *arguments: str, stdin: bytes = b"") -> subprocess.Completed
 
 
 def pack(work: Path, *more: str, cmdline: str = "console=ttyS0 quiet", initrd: str = "initrd.img") -> str:
-    common = ("--kernel", "vmlinuz", "--cmdline", cmdline, "--initrd", initrd, "--host-key", "host.pub")
+    common = ("--kernel", "vmlinuz", "--cmdline", cmdline, "--initrd", initrd, "--no-verify", "--host-key", "host.pub")
     done = run(work, "pack", *common, *more, "-o", "image.img", stdin=(work / "initrd.img").read_bytes())
     assert done.returncode == 0, done.stderr
-    assert done.stderr.decode() == ("" if "--json" in more else NOT_CHECKED)
+    assert done.stderr.decode() == NOT_CHECKED
     return done.stdout.decode()
 
 
@@ -90,35 +87,108 @@ def test_the_loaders_go_together(work: Path, host: Key) -> None:
     image = (work / "image.img").read_bytes()
     assert image[0x10000:][:4176] == b"a" * 4176
     assert read(image, host)
-    alone = ("--kernel", "vmlinuz", "--cmdline", "x", "--initrd", "initrd.img", "--host-key", "host.pub")
+    alone = ("--kernel", "vmlinuz", "--cmdline", "x", "--initrd", "initrd.img", "--no-verify", "--host-key", "host.pub")
     assert run(work, "pack", *alone, "--stage3a", "stage3a", "-o", "new.img").returncode == 2
 
 
-def test_documents_must_be_signed_by_whom_one_names(work: Path, host: Key, other: Key) -> None:
-    now = datetime.datetime.now(datetime.UTC)
-
-    def certificate(common: str, issuer: str, key: Key, signer: Key, ca: bool) -> None:
-        subject, above = (x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)]) for name in (common, issuer))
-        builder = x509.CertificateBuilder().subject_name(subject).issuer_name(above).public_key(key.public_key())
-        builder = builder.not_valid_before(now - datetime.timedelta(1)).not_valid_after(now + datetime.timedelta(1))
-        builder = builder.serial_number(x509.random_serial_number())
-        builder = builder.add_extension(x509.BasicConstraints(ca, None), critical=True)
-        (work / f"{common}.crt").write_bytes(builder.sign(signer, hashes.SHA512()).public_bytes(Encoding.PEM))
-
-    root, false = (ec.generate_private_key(ec.SECP521R1()) for _ in range(2))
-    certificate("root", "root", root, root, True)
-    certificate("good", "root", host, root, False)
-    certificate("false", "root", other, false, False)
-    common = ("--kernel", "vmlinuz", "--cmdline", "x", "--initrd", "initrd.img", "-o", "image.img")
-    done = run(work, "pack", *common, "--host-key", "good.crt", "--ca", "root.crt", "--json")
-    assert (done.returncode, json.loads(done.stdout)["host_keys_verified"]) == (0, True)
+def test_documents_are_verified_unless_one_says_loudly_not_to(
+    work: Path, signed: Callable[[Path], None], host: Key
+) -> None:
+    signed(work)
+    common = (
+        "pack",
+        "--kernel",
+        "vmlinuz",
+        "--cmdline",
+        "x",
+        "--initrd",
+        "initrd.img",
+        "-o",
+        "image.img",
+        "--host-key",
+    )
+    above = ("--ca", "signing.crt", "--ca", "inter.crt", "--ca", "root.crt")
+    lists = ("--crl", "signing.crl", "--crl", "inter.crl", "--crl", "root.crl")
+    done = run(work, *common, "host.crt", *above, *lists, "--json")
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert json.loads(done.stdout)["host_keys_verified"] is True
     (work / "image.img").unlink()
-    for unsigned in ("false.crt", "host.pub"):
-        done = run(work, "pack", *common, "--host-key", "good.crt", "--host-key", unsigned, "--ca", "root.crt")
-        assert (done.returncode, done.stdout) == (1, b"")
-        assert done.stderr.startswith(b"CERT"), done.stderr
+    alone = ("host-key", "--json", *above, *lists, "--host-key")
+    found = json.loads(run(work, *alone, "host.crt").stdout)
+    assert (found["verified"], found["hosts"][0]["fingerprint"]) == (True, HostKey(host.public_key()).fingerprint.hex())
+    assert run(work, *alone, "stranger.crt").returncode == 1
+
+    done = run(work, *common, "host.crt", *above, "--no-revocation-check", "--json")
+    assert (done.returncode, done.stderr.count(b"NOT checked")) == (0, 1)
+    done = run(work, *common, "revoked.crt", "--no-verify", "--json")
+    assert (done.returncode, done.stderr.decode()) == (0, NOT_CHECKED)
+    assert json.loads(done.stdout)["host_keys_verified"] is False
+    (work / "image.img").unlink()
+
+    for wrong in ("revoked.crt", "stranger.crt", "host.pub"):
+        done = run(work, *common, "host.crt", "--host-key", wrong, *above, *lists)
+        assert (done.returncode, done.stdout) == (1, b""), wrong
         assert not (work / "image.img").exists()
-    assert run(work, "pack", *common, "--host-key", "good.crt", "--crl", "some.crl").returncode == 2
+    done = run(work, *common, "host.crt", *above)
+    assert done.returncode == 1 and b"--crl" in done.stderr
+    for arguments in ((), lists, (*above, "--no-verify"), (*lists, "--no-verify")):
+        assert run(work, *common, "host.crt", *arguments).returncode == 2
+    assert not (work / "image.img").exists()
+
+
+def test_a_disk_is_written_of_an_image_with_loaders(work: Path) -> None:
+    pack(work)
+    done = run(work, "disk", "image.img", "-o", "boot.disk")
+    assert done.returncode == 1 and b"no loaders" in done.stderr
+    assert not (work / "boot.disk").exists()
+    assert json.loads(pack(work, "--json"))["loaders"] is False
+    assert "no loaders" in pack(work)
+    (work / "vmlinuz").write_bytes(bytes(0x10008) + b"S390EP" + os.urandom(9000))
+    assert b"no loaders" not in run(work, "pack", *PARTS, "-o", "image.img").stdout
+    assert run(work, "disk", "image.img", "-o", "boot.disk").returncode == 0
+    image, disk = (work / "image.img").read_bytes(), (work / "boot.disk").read_bytes()
+    assert disk[:4] == b"zIPL" and disk[2048:].startswith(image[0x10000:]) and not len(disk) % 512
+
+
+def test_a_machine_is_attested_from_request_to_record(work: Path) -> None:
+    pack(work)
+    (work / "se-checksums.txt").write_bytes(b"26.11.0\n" + b"ab" * 32 + b" root.tar.gz")
+    (work / "other.txt").write_bytes(b"26.11.0\n" + b"cd" * 32 + b" root.tar.gz")
+
+    def attest(*words: str) -> subprocess.CompletedProcess[bytes]:
+        return run(work, "attest", *words)
+
+    ask = ("--ask", "firmware", "--ask", "image-host-key")
+    done = attest(
+        "create", "--host-key", "host.pub", "--no-verify", *ask, "--protection-key", "arpk", "-o", "request.bin"
+    )
+    assert (done.returncode, done.stderr.decode()) == (0, NOT_CHECKED)
+    assert stat.S_IMODE((work / "arpk").stat().st_mode) == 0o600
+    done = attest("perform", "request.bin", "--image", "image.img", "--key", "host.key", "--record", "se-checksums.txt",
+                  "--cuid", "0x" + "1f" * 16, "-o", "answer.bin")  # fmt: skip
+    assert done.returncode == 0 and b"DEVELOPMENT" in done.stderr, done.stderr
+    common = ("verify", "answer.bin", "--protection-key", "arpk", "--image", "image.img")
+    done = attest(*common, "--record", "se-checksums.txt", "--cuid", "1f" * 16, "--json")
+    found = json.loads(done.stdout)
+    assert (done.returncode, found["cuid"], found["record"], found["development"]) == (0, "1f" * 16, True, True)
+    assert attest(*common, "--image-host-key", found["image_host_key"]).returncode == 0
+    assert b"DEVELOPMENT" in attest(*common).stdout
+
+    for refused in (
+        (*common, "--record", "other.txt"),
+        (*common, "--cuid", "2f" * 16),
+        (*common, "--image-host-key", "00" * 32),
+        ("verify", "request.bin", *common[2:]),
+        ("verify", "vmlinuz", *common[2:]),
+        ("perform", "request.bin", "--image", "image.img", "--key", "other.key", "-o", "no.bin"),
+    ):
+        done = attest(*refused)
+        assert (done.returncode, done.stdout) == (1, b""), refused
+        assert b"Traceback" not in done.stderr
+    pack(work, cmdline="another")
+    done = attest(*common)
+    assert done.returncode == 1 and b"another image" in done.stderr
+    assert not (work / "no.bin").exists()
 
 
 @pytest.mark.parametrize("into_existing", [False, True])
@@ -143,15 +213,14 @@ def test_a_failed_pack_leaves_the_older_image(work: Path) -> None:
     pack(work)
     before, names = (work / "image.img").read_bytes(), sorted(os.listdir(work))
     (work / "initrd.img").write_bytes(b"")
-    done = run(work, "pack", "--kernel", "vmlinuz", "--cmdline", "x", "--initrd", "initrd.img", "--host-key", "host.pub",
-               "-o", "image.img")  # fmt: skip
-    assert (done.returncode, done.stderr) == (1, b"SE-IMAGE: the initrd is empty\n")
+    done = run(work, "pack", *PARTS, "-o", "image.img")
+    assert (done.returncode, done.stderr.decode()) == (1, f"{NOT_CHECKED}SE-IMAGE: the initrd is empty\n")
     assert ((work / "image.img").read_bytes(), sorted(os.listdir(work))) == (before, names)
 
 
 def test_an_image_goes_to_a_file_and_nowhere_else(work: Path) -> None:
     os.mkfifo(work / "pipe")
-    common = ("pack", "--kernel", "vmlinuz", "--cmdline", "x", "--initrd", "initrd.img", "--host-key", "host.pub", "-o")
+    common = ("pack", *PARTS, "-o")
     done = run(work, *common, "pipe")
     assert done.returncode == 1 and b"is not a regular file" in done.stderr
     assert stat.S_ISFIFO((work / "pipe").stat().st_mode)
@@ -165,7 +234,7 @@ def test_a_host_that_is_named_twice_has_one_slot(work: Path) -> None:
 
 
 def test_an_image_does_not_take_the_place_of_what_it_is_made_of(work: Path) -> None:
-    common = ("pack", "--kernel", "vmlinuz", "--cmdline", "x", "--initrd", "initrd.img", "--host-key", "host.pub", "-o")
+    common = ("pack", *PARTS, "-o")
     before = (work / "initrd.img").read_bytes()
     for output in ("initrd.img", "./vmlinuz"):
         assert run(work, *common, output).returncode == 2
@@ -218,7 +287,8 @@ def test_images_of_other_tools_are_shown(work: Path, host: Key, parts: list[byte
 
 def test_progress_is_shown_on_a_terminal_after_two_seconds(work: Path) -> None:
     reader, writer = pty.openpty()
-    common = ("--kernel", "vmlinuz", "--cmdline", "x", "--initrd", "-", "--host-key", "host.pub", "-o", "image.img")
+    common = ("--kernel", "vmlinuz", "--cmdline", "x", "--initrd", "-", "--no-verify", "--host-key", "host.pub",
+              "-o", "image.img")  # fmt: skip
     with subprocess.Popen([*PROGRAM, "pack", *common], cwd=work, stdin=subprocess.PIPE, stderr=writer) as process:
         os.close(writer)
         assert process.stdin

@@ -12,6 +12,8 @@ from typing import Any, BinaryIO
 
 import click
 
+from casemate.cli.hostkeys import Documents, load, with_host_keys
+from casemate.cli.se_attest import attest
 from casemate.cli.ui import read_input
 
 _FILE = click.Path(dir_okay=False)
@@ -20,26 +22,18 @@ _LARGEST_LOADER = 1 << 20
 
 @click.group()
 def se() -> None:
-    """Pack, open and show Secure Execution images."""
+    """Pack, open and show Secure Execution images; attest machines that run one."""
+
+
+se.add_command(attest)
 
 
 @se.command()
 @click.option("--kernel", required=True, type=_FILE, help="The kernel.")
 @click.option("--cmdline", required=True, help="The kernel's command line; @FILE reads it from a file.")
 @click.option("--initrd", required=True, type=_FILE, help="The initrd; - is standard input.")
-@click.option(
-    "--host-key",
-    "host_keys",
-    required=True,
-    multiple=True,
-    type=_FILE,
-    help="Host key document of a machine that may open the image; several are possible.",
-)
-@click.option(
-    "--ca", "authorities", multiple=True, type=_FILE, help="Who must have signed the documents, up to the root."
-)
-@click.option("--crl", "lists", multiple=True, type=_FILE, help="Revocation list of an issuer.")
-@click.option("--stage3a", type=_FILE, help="Loader in the clear, machine code for IBM Z (of s390-tools).")
+@with_host_keys
+@click.option("--stage3a", type=_FILE, help="Another loader in the clear than ours, machine code for IBM Z.")
 @click.option("--stage3b", type=_FILE, help="Loader behind the encryption; goes together with --stage3a.")
 @click.option("-o", "--output", required=True, type=_FILE, help="Where the image goes.")
 @click.option("--json", "as_json", is_flag=True, help="Print what was packed as JSON.")
@@ -50,6 +44,9 @@ def pack(
     host_keys: tuple[str, ...],
     authorities: tuple[str, ...],
     lists: tuple[str, ...],
+    signing: tuple[str, ...],
+    no_revocation_check: bool,
+    no_verify: bool,
     stage3a: str | None,
     stage3b: str | None,
     output: str,
@@ -57,31 +54,25 @@ def pack(
 ) -> None:
     """Encrypt kernel, command line and initrd into one image that only the named hosts can open.
 
-    Give --ca (and --crl): without, only the dates of host key documents are checked, not who signed them.
-    Without the two loaders the image is for the software ultravisor only: no machine can start it by itself.
+    Host key documents are verified as the tools for IBM Z do: a host-key signing key signed them, its certificate chains
+    to a root that you give, and revocation lists say that nothing of it was withdrawn.
+    A kernel for IBM Z gets the loaders that a machine starts with; any other is for the software ultravisor only.
 
     \b
-    casemate se pack --kernel vmlinuz --cmdline "console=ttyS0" --initrd initrd.img \\
-        --host-key HKD-9175-02C25B8.crt -o image.img
     casemate se pack --kernel vmlinuz --cmdline @cmdline --initrd initrd.img \\
         --host-key first.crt --host-key second.crt \\
-        --ca host-key-signing.crt --ca DigiCertCA.crt --crl host-key.crl \\
-        --stage3a /usr/share/s390-tools/genprotimg/stage3a.bin \\
-        --stage3b /usr/share/s390-tools/genprotimg/stage3b_reloc.bin -o image.img
+        --ca host-key-signing.crt --ca DigiCertCA.crt --crl signing.crl --crl DigiCertCA.crl -o image.img
+    casemate se pack --kernel vmlinuz --cmdline "console=ttyS0" --initrd initrd.img \\
+        --host-key host.crt --no-verify -o image.img
     """
     if (stage3a is None) != (stage3b is None):
         raise click.UsageError("--stage3a and --stage3b go together")
-    if lists and not authorities:
-        raise click.UsageError("--crl needs --ca")
-    from casemate.secureexec import hostkey, image
+    from casemate.secureexec import image
 
-    documents = [read_input(path, hostkey.LARGEST_DOCUMENT) for path in host_keys]
-    hosts = list({host.fingerprint: host for host in map(hostkey.load, documents)}.values())
+    hosts = load(Documents(host_keys, authorities, lists, signing, no_revocation_check, no_verify))
     for source in (kernel, initrd):
         if Path(source).exists() and Path(output).exists() and Path(source).samefile(output):
             raise click.UsageError(f"the image would take the place of {source}")
-    if authorities:
-        _require_signed(documents, authorities, lists)
     line = cmdline.encode()
     if cmdline.startswith("@"):
         line = read_input(cmdline[1:], image.LARGEST_CMDLINE).rstrip(b"\n")
@@ -103,25 +94,13 @@ def pack(
     fingerprints = [host.fingerprint.hex() for host in hosts]
     facts = {"path": output, "size": packed.size, "tag": packed.tag.hex(), "hosts": fingerprints}
     if as_json:
-        _print_json({**facts, "host_keys_verified": bool(authorities)})
+        _print_json({**facts, "host_keys_verified": not no_verify, "loaders": packed.loaders})
         return
     click.echo(f"{output}: {packed.size / 1e6:.1f} MB, tag {packed.tag.hex()}")
     for fingerprint in fingerprints:
         click.echo(f"  opens on {fingerprint}")
-    if not authorities:
-        click.echo("who signed the host key documents was NOT checked: give --ca and --crl", err=True)
-
-
-def _require_signed(documents: list[bytes], authorities: tuple[str, ...], lists: tuple[str, ...]) -> None:
-    """Raise where a document's chain does not hold up to a root among the authorities."""
-    import datetime
-
-    from casemate.certificates.chain import LARGEST_BUNDLE, LARGEST_CRL, require, verify_chain
-
-    issuers = [read_input(path, LARGEST_BUNDLE) for path in authorities]
-    crls = [read_input(path, LARGEST_CRL) for path in lists]
-    for document in documents:
-        require(verify_chain(document, issuers, crls, time=datetime.datetime.now(datetime.UTC)))
+    if not packed.loaders:
+        click.echo("  no loaders: this kernel is none for IBM Z, and the image is for the software ultravisor only")
 
 
 @se.command("open")
@@ -210,6 +189,53 @@ def show(image: str, as_json: bool) -> None:
         click.echo(f"{'opens on':<12} {slot[:32].hex()}")
     for name, part in zip(names, components, strict=True):
         click.echo(f"{name:<12} {part.size} bytes at {part.address:#x}, encrypted")
+
+
+@se.command("host-key")
+@with_host_keys
+@click.option("--json", "as_json", is_flag=True, help="Print it as JSON.")
+def host_key(
+    host_keys: tuple[str, ...],
+    authorities: tuple[str, ...],
+    lists: tuple[str, ...],
+    signing: tuple[str, ...],
+    no_revocation_check: bool,
+    no_verify: bool,
+    as_json: bool,
+) -> None:
+    """Verify host key documents as the tools for IBM Z do, and tell whose keys they are.
+
+    More than a chain that holds (`casemate certificate verify`): a host-key signing key signed them, nobody else.
+
+    \b
+    casemate se host-key --host-key HKD-9175-02C25B8.crt \\
+        --ca host-key-signing.crt --ca DigiCertCA.crt --crl signing.crl --crl DigiCertCA.crl
+    """
+    hosts = load(Documents(host_keys, authorities, lists, signing, no_revocation_check, no_verify))
+    if as_json:
+        rows = [{"fingerprint": host.fingerprint.hex(), "valid_until": host.valid_until} for host in hosts]
+        _print_json({"verified": not no_verify, "hosts": rows})
+        return
+    for host in hosts:
+        click.echo(f"{host.fingerprint.hex()}  {f'until {host.valid_until}' if host.valid_until else 'a bare key'}")
+
+
+@se.command()
+@click.argument("image", type=_FILE)
+@click.option("-o", "--output", required=True, type=_FILE, help="Where the disk goes.")
+def disk(image: str, output: str) -> None:
+    """Write a disk that starts IMAGE on IBM Z: a SCSI or virtio disk, for KVM or a logical partition.
+
+    It does what zipl would, without a running system for it. KVM starts an image as a kernel too: then no disk is needed.
+
+    \b
+    casemate se disk image.img -o boot.disk
+    """
+    from casemate.secureexec import disk as disks
+
+    with _reading(image) as file, _replacing(Path(output)) as out:
+        size = disks.write(file, out, os.fstat(file.fileno()).st_size)
+    click.echo(f"{output}: {size / 1e6:.1f} MB")
 
 
 def _print_json(facts: dict[str, Any]) -> None:

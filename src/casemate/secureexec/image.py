@@ -6,16 +6,17 @@
 The file is what a machine loads at address 0:
 
     0x0       short PSW that starts stage3a          0x13000   IPIB
-    0x10000   stage3a, the loader in the clear        0x14000   header, then the components on page boundaries:
-                                                                kernel, command line, initrd, stage3b
+    0xc000    where IPIB and header are               0x14000   header, then the components on page boundaries:
+    0x10000   stage3a, the loader in the clear                  kernel, command line, initrd, stage3b
 
 Components are encrypted page by page with AES-256-XTS; the tweak of a page is its component's prefix (u64) and the offset
 within the component (u64). Three digests in the header cover every page, every address and every tweak.
 
 ``open_image`` reads every byte of the file once and in order, hashes and decrypts the same memory, and returns only when
 the header's tag, the three digests and the page count have held; until then the caller must use nothing of what its
-sinks were given. stage3a and stage3b are code for IBM Z. Without them an image is for the software ultravisor, which
-doesn't run them: then both places hold a PSW that waits, disabled.
+sinks were given. stage3a and stage3b are code for IBM Z (:mod:`casemate.secureexec.loader`): a kernel for IBM Z gets
+them by itself. Any other is for the software ultravisor, which doesn't run them: then both places hold a PSW that
+waits, disabled.
 """
 
 from __future__ import annotations
@@ -39,8 +40,11 @@ from casemate.secureexec import header as headers
 from casemate.secureexec.errors import ImageError
 from casemate.secureexec.header import PAGE, Component, Header, Secrets
 from casemate.secureexec.hostkey import HostKey, coordinates, make_slot
+from casemate.secureexec.loader import STAGE3A as OUR_STAGE3A
+from casemate.secureexec.loader import STAGE3B as OUR_STAGE3B
 
 STAGE3A, STAGE3A_ENTRY, IPIB, HEADER, COMPONENTS = 0x10000, 0x11000, 0x13000, 0x14000, 0x16000
+METADATA = 0xC000
 NAMES = ("kernel", "cmdline", "initrd", "stage3b")
 WITHOUT_INITRD = ("kernel", "cmdline", "stage3b")
 _SMALL = ("cmdline", "stage3b")
@@ -52,7 +56,11 @@ DISABLED_WAIT = struct.pack(">QQ", 0x0002000180000000, 0x0000000000000CA5)
 _TWEAK = struct.Struct(">QQ")
 _ARGUMENTS = struct.Struct(">6QQQ")
 _STAGE3A_ARGUMENTS = struct.Struct(">QQQ")
+_METADATA = struct.pack(">8sQIQ", b"SeImgLnx", HEADER, 1, IPIB)
+"""Tells tools where the header and the parameter block are; firmware does not read it."""
 _KERNEL_PSW = (0x180000000, 0x10000)
+_S390_MAGIC, _S390_MAGIC_AT = b"S390EP", 0x10008
+"""What a Linux kernel for IBM Z has beside its entry."""
 
 Source = bytes | BinaryIO
 Progress = Callable[[int], None]
@@ -61,7 +69,10 @@ Sink = Callable[[str, int], BinaryIO]
 
 @dataclass(frozen=True, slots=True)
 class Packed:
-    """What was written: its size, the three digests and the tag that an attestation names it by."""
+    """What was written: its size, the three digests and the tag that an attestation names it by.
+
+    ``loaders``: whether a machine can start it; else it is for the software ultravisor.
+    """
 
     size: int
     pld: bytes
@@ -69,6 +80,7 @@ class Packed:
     tld: bytes
     tag: bytes
     components: tuple[Component, ...]
+    loaders: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,6 +183,8 @@ def pack(
 ) -> Packed:
     """Write an image to ``out``, a file that can seek. ``progress`` is told how many bytes were packed so far.
 
+    Where no loaders are given, a Linux kernel for IBM Z gets ours; any other kernel gets none.
+
     Raises :class:`ImageError`: no host or too many, a component of a size that can't be.
     """
     header_length = headers.header_size(len(hosts))
@@ -180,6 +194,7 @@ def pack(
         raise ImageError("stage3a is too small or too large to be that loader")
     if stage3b is not None and not _ARGUMENTS.size < len(stage3b) <= CHUNK:
         raise ImageError("stage3b is too small or too large to be that loader")
+    for_z = False
     customer = generate_private_key(SECP521R1())
     header_key, component_key = secrets.token_bytes(32), secrets.token_bytes(64)
     placed: list[Component] = []
@@ -187,13 +202,15 @@ def pack(
     address = COMPONENTS
 
     def place(name: str, source: Source) -> None:
-        nonlocal address
+        nonlocal address, for_z
         prefix = len(placed).to_bytes(2, "big") + secrets.token_bytes(6)
         component = Component(int.from_bytes(prefix, "big"), address, 0)
         size = 0
         for pages, length in _pages(source):
             if address + size + length > LARGEST_IMAGE:
                 raise ImageError("the image would be larger than 8 GiB")
+            if name == "kernel" and not size:
+                for_z = pages.startswith(_S390_MAGIC, _S390_MAGIC_AT)
             line.put(component, size, pages, out)
             size += length
             if progress:
@@ -208,6 +225,8 @@ def pack(
     out.seek(address)
     with _Line(component_key, encrypt=True) as line:
         place("kernel", kernel)
+        if for_z and stage3a is None and stage3b is None:
+            stage3a, stage3b = OUR_STAGE3A, OUR_STAGE3B
         place("command line", cmdline + b"\0")
         if initrd is None:
             blobs.append((0, 0))
@@ -230,18 +249,19 @@ def pack(
     out.seek(0)
     out.write(_clear(stage3a, headers.build_ipib(placed, HEADER, header_length), header))
     out.seek(address)
-    return Packed(address, *digests, header[-16:], tuple(placed))
+    return Packed(address, *digests, header[-16:], tuple(placed), stage3a is not None and stage3b is not None)
 
 
 def _clear(stage3a: bytes | None, ipib: bytes, header: bytes) -> bytes:
     """Return what stands before the components."""
     psw = struct.pack(">II", 0x00080000, 0x80000000 | STAGE3A_ENTRY)
     if stage3a:
-        arguments = _STAGE3A_ARGUMENTS.pack(HEADER - STAGE3A, len(header), IPIB - STAGE3A)
+        base = STAGE3A + len(stage3a) - _STAGE3A_ARGUMENTS.size
+        arguments = _STAGE3A_ARGUMENTS.pack(HEADER - base, len(header), IPIB - base)
         loader = stage3a[: -_STAGE3A_ARGUMENTS.size] + arguments
     else:
         loader = bytes(STAGE3A_ENTRY - STAGE3A) + DISABLED_WAIT
-    clear = psw.ljust(STAGE3A, b"\0") + loader.ljust(IPIB - STAGE3A, b"\0")
+    clear = (psw.ljust(METADATA, b"\0") + _METADATA).ljust(STAGE3A, b"\0") + loader.ljust(IPIB - STAGE3A, b"\0")
     return clear + ipib.ljust(HEADER - IPIB, b"\0") + header.ljust(COMPONENTS - HEADER, b"\0")
 
 
@@ -331,17 +351,19 @@ def open_image(file: BinaryIO, host: EllipticCurvePrivateKey, sink: Sink, progre
 
 
 def _check_clear(clear: bytes, header: Header, components: list[Component], stage3b: BinaryIO, size: int) -> None:
-    """Nothing authenticates the part in the clear. Where there are no loaders, all of it is known, and must be that.
+    """Nothing authenticates the part in the clear. Where there are no loaders, or ours, all of it is known, and must be that.
 
-    That there are none is known from the component where the second one would be. A tool may leave address and size of
-    the header to be filled in later.
+    Which it is, is known from the component where the second one is. A tool may leave address and size of the header to
+    be filled in later.
     """
     stage3b.seek(0)
-    if stage3b.read(size)[: -_ARGUMENTS.size] != DISABLED_WAIT:
+    known = {DISABLED_WAIT: None, OUR_STAGE3B[: -_ARGUMENTS.size]: OUR_STAGE3A}
+    loader = stage3b.read(size)[: -_ARGUMENTS.size]
+    if loader not in known:
         return
     given = ((HEADER, len(header.raw)), (0, 0), (0, len(header.raw)))
-    if not any(clear == _clear(None, headers.build_ipib(components, *place), header.raw) for place in given):
-        raise ImageError("the part in the clear was changed: an image without loaders has only header and places there")
+    if not any(clear == _clear(known[loader], headers.build_ipib(components, *place), header.raw) for place in given):
+        raise ImageError("the part in the clear was changed: it is not what belongs to this image's loaders")
 
 
 def _skip(file: BinaryIO, size: int) -> None:
