@@ -40,6 +40,8 @@ ROOT = "/sysroot"
 RECORD_PORT = "casemate.record"
 LEAST_MEMORY_MIB = 900
 CIDATA_LIMIT = 16 << 20
+EXPIRY_WARNING = 30 * 86400
+"""Seconds before the end of the encryption certificate in which every start warns of it."""
 PROBE = 64 << 10
 DATA_START = 101 << 20
 """Where a data volume's headers begin (:mod:`casemate.guest.storage`)."""
@@ -161,6 +163,16 @@ def open_contract(user_data: bytes, key_pem: bytes) -> Opened:
         plain[name] = token.plain
         tokens += 1
     return Opened(sealed, plain, contract.envworkload_signature, tokens)
+
+
+def expiry(until: float, now: float) -> str | None:
+    """Return what is to be said of the end of the encryption certificate, which came with the image; the machine goes on."""
+    day = time.strftime("%Y-%m-%d", time.gmtime(until))
+    if now > until:
+        return f"# HPL12013W: the encryption certificate of this image expired on {day}; seal for a newer image"
+    if until - now < EXPIRY_WARNING:
+        return f"# HPL12011W: the encryption certificate of this image expires on {day}; seal for a newer image"
+    return None
 
 
 # ---------------------------------------------------------------------------------------------- record
@@ -357,6 +369,8 @@ def boot() -> None:
     keys = BAKED / "keys"
     opened = open_contract(files["user-data"], (keys / "contract.pem").read_bytes())
     announce(f"{opened.tokens} token decrypted, 0 encrypted token ignored")
+    if warning := expiry(image["contracts_until"], time.time()):
+        announce(warning)
     hand_over(opened, Path("/run/casemate"))
 
     announce("# create root filesystem...")

@@ -136,6 +136,7 @@ def build_image(
         **{"version": VERSION, "arch": arch, "created": int(now.timestamp())},
         **{"root_sha256": root.sha256, "root_size": root.size},
         **{"baseimage": values["baseimage"], "sbom": values["sbom"]},
+        "contracts_until": int(certificates.until.timestamp()),
         **{"host_key_document": documents[0][0], "host_key_valid_until": hosts[0].valid_until},
     }
     reference = {

@@ -35,6 +35,11 @@ class ImageCertificates:
     attestation_key: Secret
     attestation_certificate: bytes
 
+    @property
+    def until(self) -> datetime.datetime:
+        """When the encryption certificate ends, and with it what may be sealed for the image."""
+        return x509.load_pem_x509_certificate(self.encryption_certificate).not_valid_after_utc
+
 
 def _new_key() -> rsa.RSAPrivateKey:
     return rsa.generate_private_key(public_exponent=65537, key_size=4096)
