@@ -9,8 +9,8 @@ import pytest
 
 from casemate.guest.kernel import Disk, disks
 from casemate.guest.report import Stop
-from casemate.guest.storage import DATA_START, MAKE, MIB, SMALLEST, examine
-from casemate.luks.policy import OURS, format_arguments
+from casemate.guest.storage import MAKE, MIB, SMALLEST, examine
+from casemate.luks.policy import DATA_START, OURS, format_arguments
 
 SIZE = SMALLEST + 64 * MIB
 

@@ -12,7 +12,7 @@ from attacks import ATTACKS, edited, put, rewritten, with_binary, with_json
 from luksvolumes import KEY, SIZE, cryptsetup, luks_format
 
 from casemate.luks.errors import LuksError
-from casemate.luks.header import START, is_luks, luks_area_size, read_header, rebuilt
+from casemate.luks.header import START, is_luks, luks_area_size, placed, read_header, rebuilt
 from casemate.luks.policy import OLDER, OURS, Expected, admitted, check, format_arguments, kdf_arguments
 
 pytestmark = pytest.mark.components
@@ -123,6 +123,19 @@ def test_a_passphrase_rolls_in_what_is_rebuilt_and_that_goes_back_to_the_disk(vo
     header.write_bytes(admitted(disk.read_bytes()[: 1 << 20], SIZE))
     assert opens(header, disk, b"another passphrase")
     assert not opens(header, disk)
+
+
+def test_what_is_placed_opens_the_whole_disk_and_names_the_part_of_it(area: bytes, tmp_path: Path) -> None:
+    disk, header = tmp_path / "disk", tmp_path / "header"
+    header.write_bytes(placed(admitted(area, SIZE), 101 << 20, SIZE))
+    with disk.open("wb") as file:
+        file.truncate((101 << 20) + SIZE + (1 << 20))
+    assert opens(header, disk)
+    assert not opens(header, disk, b"another")
+    segment = read_header(header.read_bytes()).metadata["segments"]["0"]
+    assert (segment["offset"], segment["size"]) == (str(102 << 20), str(SIZE - (1 << 20)))
+    with pytest.raises(LuksError):
+        admitted(header.read_bytes(), SIZE)  # never what may stand on a disk
 
 
 def test_what_is_rebuilt_says_the_same_and_holds_nothing_else(area: bytes) -> None:

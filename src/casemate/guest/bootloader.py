@@ -34,6 +34,7 @@ from casemate.guest import kernel
 from casemate.guest.kernel import ARCHIVE_SERIAL, ROOT_SERIAL
 from casemate.guest.report import Stop
 from casemate.guest.rootdisk import SMALLEST_ROOT_DISK, RootDisk, is_free
+from casemate.luks.policy import DATA_START
 
 BAKED = Path("/casemate")
 ROOT = "/sysroot"
@@ -41,8 +42,6 @@ RECORD_PORT = "casemate.record"
 LEAST_MEMORY_MIB = 900
 CIDATA_LIMIT = 16 << 20
 PROBE = 64 << 10
-DATA_START = 101 << 20
-"""Where a data volume's headers begin (:mod:`casemate.guest.storage`)."""
 DEVELOPMENT = "DEVELOPMENT (software ultravisor: no protection from whoever owns the host)"
 
 

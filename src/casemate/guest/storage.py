@@ -23,12 +23,21 @@ from casemate.guest import kernel, state
 from casemate.guest.kernel import ARCHIVE_SERIAL
 from casemate.guest.report import Stop, run, say
 from casemate.luks.errors import LuksError
-from casemate.luks.header import START, is_luks, luks_area_size
-from casemate.luks.policy import OLDER, OURS, Expected, admitted, format_arguments
+from casemate.luks.header import START, is_luks, luks_area_size, placed
+from casemate.luks.policy import (
+    DATA_START,
+    DISK_END,
+    METADATA_SIZE,
+    METADATA_START,
+    OLDER,
+    OURS,
+    SECTOR_SIZE,
+    Expected,
+    admitted,
+    format_arguments,
+)
 
 MIB = 1 << 20
-METADATA_START, METADATA_SIZE = MIB, 100 * MIB
-DATA_START, END = METADATA_START + METADATA_SIZE, MIB
 SMALLEST = 256 * MIB
 HEADERS = state.RUN / "headers"
 VOLUMES = Path("/var/volumes")
@@ -53,7 +62,11 @@ class Found:
     @property
     def length(self) -> int:
         """Bytes from the volume's start to its end."""
-        return self.disk.size - self.start - (END if self.start else 0)
+        return _length(self.disk.size, self.start)
+
+
+def _length(size: int, start: int) -> int:
+    return (size - start - DISK_END) // SECTOR_SIZE * SECTOR_SIZE if start else size
 
 
 def data_disks() -> Iterator[kernel.Disk]:
@@ -107,38 +120,25 @@ def examine(disk: kernel.Disk) -> Found:
             refused, kinds = error, ()
         for expected in kinds:
             try:
-                return Found(disk, start, admitted(area, disk.size - start - (END if start else 0), expected))
+                return Found(disk, start, admitted(area, _length(disk.size, start), expected))
             except LuksError as error:
                 refused = refused or error
         raise Stop("HPL07016E", f"disk {disk.name} has a LUKS header that is not ours: {refused}")
-    for start, size in ((0, MIB), (DATA_START, MIB), (disk.size - END, END)):
+    for start, size in ((0, MIB), (DATA_START, MIB), (disk.size - DISK_END, DISK_END)):
         if _read(disk, start, size).strip(b"\0"):
             text = f"disk {disk.name} is not empty and holds no volume; only empty disks are made into volumes"
             raise Stop("HPL02123E", text)
     return Found(disk, DATA_START, None)
 
 
-def _device(name: str, found: Found) -> str:
-    """Map the volume's part of the disk, as computed, and return the device."""
-    mapping = f"casemate-disk-{name}"
-    table = f"0 {found.length // 512} linear {found.disk.path} {found.start // 512}\n"
-    state.call("dmsetup", "create", mapping, stdin=table.encode(), env={"DM_DISABLE_UDEV": "1"})
-    return f"/dev/mapper/{mapping}"
-
-
-def _remove(name: str) -> None:
-    with suppress(OSError):
-        state.call("dmsetup", "remove", f"casemate-disk-{name}", env={"DM_DISABLE_UDEV": "1"})
-
-
-def open_volume(name: str, device: str, headers: bytes, passphrase: bytes) -> bool:
-    """Open a volume with checked headers; return whether the passphrase is its."""
+def open_volume(name: str, found: Found, headers: bytes, passphrase: bytes) -> bool:
+    """Map a volume with checked headers straight onto its disk; return whether the passphrase is its."""
     file = HEADERS / name
-    state.write(file, headers)
+    state.write(file, placed(headers, found.start, found.length))
     try:
         state.call(
             *("cryptsetup", "open", "--type", "luks2", "--batch-mode", "--key-file=-", "--header", str(file)),
-            *("--perf-no_read_workqueue", "--perf-no_write_workqueue", device, f"casemate-{name}"),
+            *("--perf-no_read_workqueue", "--perf-no_write_workqueue", found.disk.path, f"casemate-{name}"),
             stdin=passphrase,
             env={"DM_DISABLE_UDEV": "1"},
         )
@@ -151,29 +151,28 @@ def open_volume(name: str, device: str, headers: bytes, passphrase: bytes) -> bo
 
 def make_volume(name: str, found: Found, filesystem: str, passphrase: bytes) -> None:
     """Make a volume on an empty disk, so that a cut at any moment leaves it empty or whole."""
-    device = _device(name, found)
     file = HEADERS / name
     HEADERS.mkdir(mode=0o700, exist_ok=True)
     file.unlink(missing_ok=True)
     try:
         state.call(
-            *("cryptsetup", "luksFormat", *format_arguments(), "--key-file=-", "--header", str(file), device),
+            *("cryptsetup", "luksFormat", *format_arguments(), "--key-file=-", "--header", str(file), found.disk.path),
             stdin=passphrase,
         )
         headers = admitted(file.read_bytes().ljust(OURS.offset, b"\0"), found.length, OURS)
     except (OSError, LuksError) as error:
         raise Stop("HPL02002E", f"volume {name} can't be made: {error}") from None
-    if not open_volume(name, device, headers, passphrase):
+    if not open_volume(name, found, headers, passphrase):
         raise Stop("HPL02003E", f"volume {name} can't be opened right after it was made")
     try:
         state.call(*MAKE[filesystem], f"/dev/mapper/casemate-{name}")
     except OSError as error:
         raise Stop("HPL02005E", f"volume {name}: {error}") from None
     table = f"label: gpt\nstart={METADATA_START // 512}, size={METADATA_SIZE // 512}, type=linux\n"
-    table += f"start={DATA_START // 512}, size={found.length // 512 // 8 * 8}, type=linux\n"
+    table += f"start={DATA_START // 512}, size={found.length // 512}, type=linux\n"
     try:
         _write(f"/dev/mapper/casemate-{name}", b"")
-        _write(device, headers)
+        _write(found.disk.path, headers, found.start)
         state.call(
             *("sfdisk", "--quiet", "--force", "--no-reread", "--no-tell-kernel", "--wipe", "never", found.disk.path),
             stdin=table.encode(),
@@ -184,12 +183,13 @@ def make_volume(name: str, found: Found, filesystem: str, passphrase: bytes) -> 
     say("HPL02001I", f"Volume {name} has been made and encrypted on {found.disk.name}.")
 
 
-def _write(device: str, content: bytes) -> None:
-    """Write to the start of a device, and wait until all that was written to it is there."""
+def _write(device: str, content: bytes, offset: int = 0) -> None:
+    """Write to a place of a device, and wait until all that was written to it is there."""
     descriptor = os.open(device, os.O_WRONLY | os.O_CLOEXEC)
     try:
         while content:
-            content = content[os.write(descriptor, content) :]
+            written = os.pwrite(descriptor, content, offset)
+            content, offset = content[written:], offset + written
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
@@ -219,11 +219,10 @@ def service() -> None:
     waiting = dict.fromkeys(volumes)
     for each in [each for each in found if each.headers is not None]:
         for name in list(waiting):
-            if open_volume(name, _device(name, each), each.headers or b"", passphrases[name]):
+            if open_volume(name, each, each.headers or b"", passphrases[name]):
                 del waiting[name]
                 say("HPL07005I", f"Volume {name} has been opened on {each.disk.name}.")
                 break
-            _remove(name)
         else:
             raise Stop("HPL02003E", f"disk {each.disk.name} opens with no volume's seeds: it is another contract's")
     empty = [each for each in found if each.headers is None]

@@ -3,6 +3,7 @@
     size = luks_area_size(start)     # of the first 16 KiB: how much to read to have all before the data
     header = read_header(area)       # checksums first, JSON after; judge it with casemate.luks.policy
     area = rebuilt(header, area)     # both copies written by us: what cryptsetup may see
+    area = placed(area, start, size) # the same, of a volume that is a part of a disk, to open that disk with
 
 Nothing in a header is authenticated: a checksum keeps out accidents, not the infrastructure. So this module only says
 what the header *says*; :mod:`casemate.luks.policy` says whether a key may go near it.
@@ -126,15 +127,32 @@ def rebuilt(header: Header, area: bytes) -> bytes:
     size = _data_offset(header)
     if size > min(len(area), LARGEST_AREA):
         raise LuksError(f"{len(area)} bytes do not reach the data at byte {size}")
-    text = json.dumps(header.metadata, separators=(",", ":")).encode()
-    out = bytearray(size)
-    for index, offset in enumerate((0, header.size)):
-        out[offset : offset + header.size] = _encoded(header, text, _MAGICS[index], offset)
+    out = bytearray(_copies(header).ljust(size, b"\0"))
     for slot in header.metadata["keyslots"].values():
         begin = int(slot["area"]["offset"])
         end = begin + int(slot["area"]["size"])
         out[begin:end] = area[begin:end]
     return bytes(out)
+
+
+def placed(area: bytes, start: int, length: int) -> bytes:
+    """Return the headers of a volume for cryptsetup to open the whole disk with, on which the volume is one part.
+
+    ``area`` is what :func:`rebuilt` wrote for a volume that begins ``start`` bytes into the disk and has ``length``
+    bytes. Its data segment is said to begin as far into the disk, and to have the size that ends there, so that the
+    mapped device lies on the disk with nothing between. For a detached header only: on the disk stays ``area``.
+    """
+    header = read_header(area)
+    offset = _data_offset(header)
+    segment = {**header.metadata["segments"]["0"], "offset": str(start + offset), "size": str(length - offset)}
+    moved = replace(header, metadata={**header.metadata, "segments": {"0": segment}})
+    return _copies(moved) + area[2 * header.size :]
+
+
+def _copies(header: Header) -> bytes:
+    text = json.dumps(header.metadata, separators=(",", ":")).encode()
+    places = ((_MAGICS[0], 0), (_MAGICS[1], header.size))
+    return b"".join(_encoded(header, text, magic, offset) for magic, offset in places)
 
 
 def _encoded(header: Header, text: bytes, magic: bytes, offset: int) -> bytes:
