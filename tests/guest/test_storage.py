@@ -12,7 +12,15 @@ import pytest
 
 from casemate.contract.passphrase import passphrase
 from casemate.guest import volumes
-from casemate.guest.filesystems import LEAST, MAKE, MIB, SUPERBLOCKS, filesystem_size, grow_command, worth_growing
+from casemate.guest.filesystems import (
+    LEAST,
+    MIB,
+    SUPERBLOCKS,
+    filesystem_size,
+    grow_command,
+    make_command,
+    worth_growing,
+)
 from casemate.guest.kernel import Disk, disks
 from casemate.guest.lukspassphrase import passphrases
 from casemate.guest.report import Stop
@@ -162,8 +170,11 @@ def test_a_header_that_is_cut_stops(tmp_path: Path, ours: bytes, cut: int) -> No
 
 
 def test_file_systems_of_the_contract_can_be_made_and_grown() -> None:
-    assert set(MAKE) == set(LEAST) == {"ext4", "xfs", "btrfs"}
-    assert {grow_command(name, "device", "target")[0] for name in MAKE} == {"resize2fs", "xfs_growfs", "btrfs"}
+    assert set(LEAST) == {"ext4", "xfs", "btrfs"}
+    assert [make_command(name, "device", 8192)[0] for name in LEAST] == ["mkfs.ext4", "mkfs.xfs", "mkfs.btrfs"]
+    for size in (8192, None):
+        commands = [grow_command(name, "device", "target", size)[0] for name in LEAST]
+        assert commands == ["resize2fs", "xfs_growfs", "btrfs"]
 
 
 @pytest.mark.components
@@ -171,9 +182,9 @@ def test_the_size_of_a_file_system_is_read(tmp_path: Path) -> None:
     path = tmp_path / "made"
     with path.open("wb") as file:
         file.truncate(300 * MIB)
-    subprocess.run([*MAKE["ext4"], str(path)], check=True)
+    subprocess.run(make_command("ext4", str(path), 299 * MIB), check=True)
     start = path.read_bytes()[:SUPERBLOCKS]
-    assert filesystem_size("ext4", start) == 300 * MIB
+    assert filesystem_size("ext4", start) == 299 * MIB
     assert filesystem_size("xfs", start) is filesystem_size("btrfs", start) is None
     assert filesystem_size("ext4", start[:100]) is filesystem_size("ext4", bytes(SUPERBLOCKS)) is None
 

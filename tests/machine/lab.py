@@ -17,7 +17,7 @@ from casemate.image import initrd
 from casemate.image.root import build_root
 from casemate.machine import home, qemu
 
-PATIENCE = 540
+PATIENCE = 300
 INIT = """#!/usr/bin/python3 -IB
 import os, sys
 from casemate.guest import kernel

@@ -128,9 +128,9 @@ def devices() -> dict[str, tuple[str, Path]]:
 def expected(plan: Plan, kept: bytes) -> Volume:
     """Return what the mapped device of a volume has to be, by its plan and the headers that it was opened with."""
     segment = read_header(kept).metadata["segments"]["0"]
-    offset, sector = int(segment["offset"]), int(segment["sector_size"])
-    length = (plan.length - offset) // sector * sector
-    return Volume(mapping(plan.name), plan.disk, plan.start + offset, length, f"/var/volumes/{plan.name}", plan.mount)
+    start = plan.start + int(segment["offset"])
+    mount = f"/var/volumes/{plan.name}"
+    return Volume(mapping(plan.name), plan.disk, start, plan.size - start, mount, plan.mount)
 
 
 def check_volume(volume: Volume, kept: bytes, tables: Mapping[str, str]) -> int:

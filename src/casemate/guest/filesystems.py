@@ -13,11 +13,6 @@ MIB: Final = 1 << 20
 SUPERBLOCKS: Final = (64 << 10) + 4096
 """As many first bytes of a volume as :func:`filesystem_size` needs."""
 
-MAKE: Final = {
-    "ext4": ("mkfs.ext4", "-q", "-F", "-m", "0", "-E", "lazy_itable_init=1,lazy_journal_init=1,nodiscard"),
-    "xfs": ("mkfs.xfs", "-q", "-f", "-K"),
-    "btrfs": ("mkfs.btrfs", "-q", "-f", "-K"),
-}
 LEAST: Final = {"ext4": 16 * MIB, "xfs": 300 * MIB, "btrfs": 128 * MIB}
 """Bytes that a volume needs for each."""
 MARGIN: Final = 16 * MIB
@@ -51,10 +46,26 @@ def worth_growing(filesystem_bytes: int, volume_bytes: int) -> bool:
     return volume_bytes - filesystem_bytes > MARGIN
 
 
-def grow_command(filesystem: str, device: str, target: str) -> tuple[str, ...]:
-    """Return the command that grows a mounted file system to the end of its volume."""
+def make_command(filesystem: str, device: str, size: int) -> tuple[str, ...]:
+    """Return the command that makes a file system of so many bytes, a multiple of 4096, at the start of a device."""
+    ext4 = ("-m", "0", "-E", "lazy_itable_init=1,lazy_journal_init=1,nodiscard")
     return {
-        "ext4": ("resize2fs", device),
-        "xfs": ("xfs_growfs", "-d", target),
-        "btrfs": ("btrfs", "filesystem", "resize", "max", target),
+        "ext4": ("mkfs.ext4", "-q", "-F", *ext4, device, f"{size // 1024}k"),
+        "xfs": ("mkfs.xfs", "-q", "-f", "-K", "-d", f"size={size}", device),
+        "btrfs": ("mkfs.btrfs", "-q", "-f", "-K", "-b", str(size), device),
+    }[filesystem]
+
+
+def grow_command(filesystem: str, device: str, target: str, size: int | None) -> tuple[str, ...]:
+    """Return the command that grows a mounted file system to so many bytes; ``None``: to the end of its device."""
+    if size is None:
+        return {
+            "ext4": ("resize2fs", device),
+            "xfs": ("xfs_growfs", "-d", target),
+            "btrfs": ("btrfs", "filesystem", "resize", "max", target),
+        }[filesystem]
+    return {
+        "ext4": ("resize2fs", device, f"{size // 1024}K"),
+        "xfs": ("xfs_growfs", "-D", str(size // 4096), target),  # in blocks, as make_command makes them
+        "btrfs": ("btrfs", "filesystem", "resize", str(size), target),
     }[filesystem]

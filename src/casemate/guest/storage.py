@@ -19,7 +19,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from casemate.guest import kernel, state
-from casemate.guest.filesystems import MAKE, grow_command
+from casemate.guest.filesystems import grow_command, make_command
 from casemate.guest.report import Stop, run, say
 from casemate.guest.volumes import BEING_MADE, HEADERS, Plan, plans, read
 from casemate.luks.header import in_order
@@ -44,7 +44,7 @@ def make(plan: Plan) -> None:
     """Make a file system in a new volume. The mark that it is being made stands on the disk before anything else."""
     try:
         write(plan.path, METADATA_START, BEING_MADE)
-        state.call(*MAKE[plan.filesystem], plan.device)
+        state.call(*make_command(plan.filesystem, plan.device, plan.room))
         write(plan.device, 0, b"")
     except OSError as error:
         raise Stop("HPL02005E", f"volume {plan.name}: {error}") from None
@@ -101,7 +101,7 @@ def mount(plan: Plan) -> str:
 def grow(plan: Plan, target: str) -> None:
     """Grow a mounted file system to the end of its volume."""
     try:
-        state.call(*grow_command(plan.filesystem, plan.device, target))
+        state.call(*grow_command(plan.filesystem, plan.device, target, plan.room if plan.start else None))
     except OSError as error:
         raise Stop("HPL02006E", f"volume {plan.name}: {error}") from None
     say("HPL07017I", f"Volume {plan.name} has grown to {plan.length >> 20} MiB.")

@@ -30,7 +30,6 @@ from casemate.luks.policy import (
     METADATA_START,
     OLDER,
     OURS,
-    SECTOR_SIZE,
     Expected,
     admitted,
     format_arguments,
@@ -81,6 +80,9 @@ class Found:
 class Plan:
     """What ``hpl-storage`` has to do with an open volume. Nothing in it is secret.
 
+    ``length``: bytes of the volume, headers included; ``room``: bytes of the file system in it. The mapped device of a
+    volume on a disk with partitions reaches to the end of the disk; its file system stops before the second partition
+    table.
     ``steps``: files with headers to be written to the disk, in this order, each with the copy that counts before.
     ``make``: there is no file system yet. ``grow``: the file system is smaller than the volume.
     """
@@ -90,6 +92,7 @@ class Plan:
     size: int
     start: int
     length: int
+    room: int
     filesystem: str
     mount: str
     steps: list[tuple[str, int]]
@@ -120,7 +123,7 @@ def plans() -> list[Plan]:
 
 
 def _length(size: int, start: int) -> int:
-    return (size - start - DISK_END) // SECTOR_SIZE * SECTOR_SIZE if start else size
+    return size - start - DISK_END if start else size
 
 
 def data_disks() -> Iterator[kernel.Disk]:
@@ -266,7 +269,7 @@ def unlocked(said: str) -> str | None:
 def open_volume(name: str, found: Found, headers: bytes, passphrase: bytes) -> str | None:
     """Map a volume with checked headers straight onto its disk; return the key slot, ``None`` for a wrong passphrase."""
     file = HEADERS / f"{name}.open"
-    state.write(file, placed(headers, found.start, found.length))
+    state.write(file, placed(headers, found.start))
     try:
         said = state.call(
             *("cryptsetup", "open", "--verbose", "--type", "luks2", "--batch-mode", "--key-file=-"),
@@ -369,7 +372,8 @@ def prepare(volumes: dict[str, dict[str, str]]) -> list[Plan]:
 def _plan(name: str, volume: dict[str, str], found: Found, steps: list[tuple[str, int]], **more: bool) -> Plan:
     filesystem, mount = volume.get("filesystem", "ext4"), volume.get("mount", "/mnt/data")
     return Plan(
-        name, found.disk.name, found.disk.size, found.start, found.length, filesystem, mount, steps,
+        name, found.disk.name, found.disk.size, found.start, found.length, found.length - found.kind.offset,
+        filesystem, mount, steps,
         being_made=found.being_made, **more,
     )  # fmt: skip
 
@@ -380,12 +384,12 @@ def _existing(name: str, volume: dict[str, str], found: Found, steps: list[tuple
     size = filesystem_size(plan.filesystem, read(plan.device, 0, SUPERBLOCKS))
     if size is None:
         raise Stop("HPL02007E", f"volume {name} holds no file system of the kind {plan.filesystem}")
-    return replace(plan, grow=worth_growing(size, found.length - found.kind.offset))
+    return replace(plan, grow=worth_growing(size, plan.room))
 
 
 def _new(name: str, volume: dict[str, str], found: Found) -> Plan:
     plan = _plan(name, volume, found, [(name, 0)], make=True)
-    if found.length - OURS.offset < LEAST[plan.filesystem]:
+    if plan.room < LEAST[plan.filesystem]:
         least = (LEAST[plan.filesystem] + OURS.offset + DATA_START + DISK_END) // MIB
         raise Stop("HPL02121E", f"disk {found.disk.name} is too small for {plan.filesystem}: {least} MiB at least")
     passphrase = (state.PASSPHRASES / name).read_bytes()

@@ -3,7 +3,7 @@
     size = luks_area_size(start)     # of the first 16 KiB: how much to read to have all before the data
     header = read_header(area)       # checksums first, JSON after; judge it with casemate.luks.policy
     area = rebuilt(header, area)     # both copies written by us: what cryptsetup may see
-    area = placed(area, start, size) # the same, of a volume that is a part of a disk, to open that disk with
+    area = placed(area, start)       # the same, of a volume that is a part of a disk, to open that disk with
     area = with_only(area, "1")      # without the other key slots
     for offset, part in in_order(area): ...   # how it is written to a disk, so that a power cut costs nothing
 
@@ -141,16 +141,16 @@ def rebuilt(header: Header, area: bytes) -> bytes:
     return bytes(out)
 
 
-def placed(area: bytes, start: int, length: int) -> bytes:
+def placed(area: bytes, start: int) -> bytes:
     """Return the headers of a volume for cryptsetup to open the whole disk with, on which the volume is one part.
 
-    ``area`` is what :func:`rebuilt` wrote for a volume that begins ``start`` bytes into the disk and has ``length``
-    bytes. Its data segment is said to begin as far into the disk, and to have the size that ends there, so that the
-    mapped device lies on the disk with nothing between. For a detached header only: on the disk stays ``area``.
+    ``area`` is what :func:`rebuilt` wrote for a volume that begins ``start`` bytes into the disk. Its data segment is
+    said to begin as far into the disk, so that the mapped device lies on the disk with nothing between. (A size would be
+    of no use: cryptsetup maps to the end of the disk.) For a detached header only: on the disk stays ``area``.
     """
     header = read_header(area)
     offset = _data_offset(header)
-    segment = {**header.metadata["segments"]["0"], "offset": str(start + offset), "size": str(length - offset)}
+    segment = {**header.metadata["segments"]["0"], "offset": str(start + offset)}
     moved = replace(header, metadata={**header.metadata, "segments": {"0": segment}})
     return _copies(moved) + area[2 * header.size :]
 
