@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import random
 import re
 import subprocess
 import time
@@ -25,6 +26,7 @@ from casemate.guest.kernel import Disk, disks
 from casemate.guest.lukspassphrase import passphrases
 from casemate.guest.report import Stop
 from casemate.guest.volumes import BEING_MADE, SMALLEST, examine, places, unlocked
+from casemate.luks.header import in_order, with_only
 from casemate.luks.policy import DATA_START, METADATA_START, OURS, format_arguments
 
 SIZE = SMALLEST + 64 * MIB
@@ -259,3 +261,47 @@ def test_the_wait_is_a_quarter_of_an_hour_and_the_unit_allows_it() -> None:
     assert (volumes.PATIENCE, volumes.EVERY) == (900, 60)
     unit = (Path(volumes.__file__).parent / "units/hpl-volumes.service").read_text()
     assert int(re.findall(r"TimeoutStartSec=(\d+)", unit)[0]) > 900
+
+
+# ------------------------------------------------------------------------------------------------- rolling
+
+
+@pytest.mark.components
+def test_a_cut_while_a_passphrase_rolls_leaves_a_volume_that_the_old_or_the_new_one_opens(
+    tmp_path: Path, ours: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same headers and writes as in the guest, but for the mapped device; any sectors of a write may be missing."""
+    monkeypatch.setattr(volumes, "HEADERS", tmp_path / "headers")
+    chance, old, new = random.Random(3), b"x" * 64, tmp_path / "new"
+    new.write_bytes(b"n" * 64)
+    each = disk(tmp_path / "disk", **{f"at{DATA_START}": ours})
+    found = examine(each)
+    assert found.headers is not None and found.copy is not None  # cryptsetup's own bytes: to be written anew
+    both = volumes.with_another("data", found, found.headers, old, new)
+    assert both is not None
+    slot = volumes.slot_of("data", both, new.read_bytes())
+    assert (slot, volumes.slot_of("data", both, old), volumes.slot_of("data", both, b"?")) == ("1", "0", None)
+    last = with_only(both, "1")
+    known: dict[bytes, tuple[bool, bool]] = {}
+
+    def opened() -> tuple[bool, bool]:
+        headers = examine(each).headers
+        assert headers is not None
+        if headers not in known:
+            known[headers] = tuple(volumes.slot_of("data", headers, key) is not None for key in (old, new.read_bytes()))  # type: ignore[assignment]
+        return known[headers]
+
+    seen = []
+    for headers, counts in ((found.headers, found.copy), (both, 0), (last, 0)):
+        for offset, part in in_order(headers, counts):
+            for share in (0.0, 0.2, 0.5, 0.8, 1.0):
+                with Path(each.path).open("r+b") as file:
+                    for at in range(0, len(part), 512):
+                        if chance.random() < share or share == 1:
+                            file.seek(DATA_START + offset + at)
+                            file.write(part[at : at + 512])
+                seen.append(opened())
+    assert set(seen) == {(True, False), (True, True), (False, True)}
+    assert seen == sorted(seen, key=[(True, False), (True, True), (False, True)].index)
+    assert examine(each).headers == last and examine(each).copy is None
+    assert volumes.with_another("data", examine(each), last, old, new) is None

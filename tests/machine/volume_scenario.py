@@ -12,6 +12,7 @@ from pathlib import Path
 from casemate.guest import diskcheck, lukspassphrase, state, storage, volumes
 from casemate.guest.kernel import Disk
 from casemate.guest.report import Stop
+from casemate.luks.header import in_order
 
 MIB = 1 << 20
 SMALL, LARGE = 384 * MIB, 512 * MIB
@@ -20,6 +21,7 @@ CONTRACTS = {
     "first": {"seed": OLD},
     "rolled": {"seed": NEW, "previousSeed": {"env": OLD["env"]}},
     "after": {"seed": NEW},
+    "third": {"seed": {**NEW, "env": "t" * 15}, "previousSeed": {"env": NEW["env"]}},
 }
 
 
@@ -203,6 +205,18 @@ def checked():
         look(name)
         storage.write(plan.path, at, byte)
     look("as it was again")
+    stop("data")
+    # A cut between the two steps of rolling to the second contract; then comes the third.
+    state.write(state.RUN / "second", lukspassphrase.passphrases({"d": CONTRACTS["after"]}, ["d"])["d"][0])
+    first = lukspassphrase.passphrases({"d": CONTRACTS["first"]}, ["d"])["d"][0].encode()
+    both = volumes.with_another("data", volumes.examine(whole), kept, first, state.RUN / "second")
+    for offset, part in in_order(both):
+        storage.write(whole.path, plan.start + offset, part)
+    (plan,) = start("third", {"data": {}}, [whole])
+    storage.service()
+    kept = (volumes.HEADERS / "data").read_bytes()
+    fact(what="third", rolled=plan.rolled, steps=len(plan.steps))
+    look("rolled")
     run("mount", "-t", "tmpfs", "over", "/var/volumes/data")
     look("something mounted over it")
     run("umount", "/var/volumes/data")

@@ -266,6 +266,26 @@ def unlocked(said: str) -> str | None:
     return match[1] if match else None
 
 
+def slot_of(name: str, headers: bytes, passphrase: bytes) -> str | None:
+    """Return the key slot that a passphrase opens, without opening the volume; ``None``: none."""
+    file = HEADERS / f"{name}.new"
+    state.write(file, headers)
+    try:
+        return unlocked(
+            state.call(
+                *("cryptsetup", "open", "--test-passphrase", "--verbose", "--type", "luks2", "--batch-mode"),
+                *("--key-file=-", str(file)),
+                stdin=passphrase,
+            )
+        )
+    except OSError as error:
+        if "ended with 2:" in str(error):
+            return None
+        raise Stop("HPL02003E", f"volume {name} can't be opened: {error}") from None
+    finally:
+        file.unlink()
+
+
 def open_volume(name: str, found: Found, headers: bytes, passphrase: bytes) -> str | None:
     """Map a volume with checked headers straight onto its disk; return the key slot, ``None`` for a wrong passphrase."""
     file = HEADERS / f"{name}.open"
@@ -309,20 +329,23 @@ def open_existing(name: str, found: Found) -> list[tuple[str, int]] | None:
 def roll(name: str, found: Found) -> list[tuple[str, int]] | None:
     """Open a volume by an earlier passphrase and replace that; return the headers to be written, ``None``: none opens."""
     headers = found.headers or b""
+    slots = read_header(headers).metadata["keyslots"]
     earlier = state.PASSPHRASES / f"{name}.previous"
     for old in earlier.read_bytes().split() if earlier.exists() else ():
-        slots = read_header(headers).metadata["keyslots"]
-        if len(slots) > 1:  # a cut came when another passphrase was rolled: which slot is ours, is tried
-            raise Stop("HPL02125E", f"volume {name} has two key slots, and neither opens with the seeds of today: "
-                       "start it once with the contract that it was last used with")  # fmt: skip
-        both = with_another(name, found, headers, old, state.PASSPHRASES / name)
+        steps = [] if found.copy is None else [_keep(f"{name}.mended", headers, found.copy)]
+        one = headers
+        if len(slots) > 1:  # a cut came when it was rolled to another passphrase than today's
+            if (slot := slot_of(name, headers, old)) is None:
+                continue
+            one = with_only(headers, slot)
+            steps.append(_keep(f"{name}.left", one))
+        both = with_another(name, found, one, old, state.PASSPHRASES / name)
         if both is None:
             continue
-        new = next(iter(read_header(both).metadata["keyslots"].keys() - slots.keys()))
+        new = next(iter(read_header(both).metadata["keyslots"].keys() - read_header(one).metadata["keyslots"].keys()))
         last = with_only(both, new)
         if open_volume(name, found, last, (state.PASSPHRASES / name).read_bytes()) != new:
             raise Stop("HPL02125E", f"volume {name} does not open with its new passphrase; it is left as it was")
-        steps = [] if found.copy is None else [_keep(f"{name}.mended", headers, found.copy)]
         _keep(name, last)
         return [*steps, _keep(f"{name}.both", both), _keep(f"{name}.one", last)]
     return None
