@@ -1,16 +1,33 @@
-"""What ``hpl-storage`` takes a disk for: a volume of ours, an empty disk, or a reason to stop. Real headers of cryptsetup."""
+"""What ``hpl-volumes`` takes a disk for: a volume of ours, an empty disk, or a reason to stop. Real headers of cryptsetup."""
 
 from __future__ import annotations
 
+import itertools
+import random
+import re
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
 
+from casemate.contract.passphrase import passphrase
+from casemate.guest import volumes
+from casemate.guest.filesystems import (
+    LEAST,
+    MIB,
+    SUPERBLOCKS,
+    filesystem_size,
+    grow_command,
+    make_command,
+    worth_growing,
+)
 from casemate.guest.kernel import Disk, disks
+from casemate.guest.lukspassphrase import passphrases
 from casemate.guest.report import Stop
-from casemate.guest.storage import DATA_START, MAKE, MIB, SMALLEST, examine
-from casemate.luks.policy import OURS, format_arguments
+from casemate.guest.volumes import BEING_MADE, SMALLEST, examine, places, unlocked
+from casemate.luks.header import in_order, with_only
+from casemate.luks.policy import DATA_START, METADATA_START, OURS, format_arguments
 
 SIZE = SMALLEST + 64 * MIB
 
@@ -57,10 +74,67 @@ def test_a_disk_that_is_too_small_stops(tmp_path: Path) -> None:
     assert stopped(disk(tmp_path / "disk", SMALLEST - 512))[0] == "HPL02121E"
 
 
-@pytest.mark.parametrize("place", [0, 511, 1080, MIB - 1, DATA_START, DATA_START + MIB - 1, SIZE - MIB, SIZE - 1])
+@pytest.mark.parametrize(
+    "place",
+    [
+        *(0, 511, 1080, MIB - 1, DATA_START, DATA_START + MIB - 1, SIZE - MIB, SIZE - 1),
+        *(MIB, 64 * MIB + 0x40, 128 * MIB, SIZE // 2, SIZE * 3 // 256, SIZE * 255 // 256 + 100),
+    ],
+)
 def test_a_disk_with_anything_on_it_is_never_made_a_volume(tmp_path: Path, place: int) -> None:
     id, detail = stopped(disk(tmp_path / "disk", **{f"at{place}": b"\1"}))
     assert id == "HPL02123E" and "only empty disks" in detail
+
+
+def test_a_file_system_in_the_middle_of_a_disk_is_somebodys(tmp_path: Path) -> None:
+    """On a partition far from both ends, with the partition table gone."""
+    made = tmp_path / "made"
+    with made.open("wb") as file:
+        file.truncate(64 * MIB)
+    subprocess.run(["mkfs.ext4", "-q", str(made)], check=True)
+    each = disk(tmp_path / "disk", 8 << 30)
+    with Path(each.path).open("r+b") as file:
+        file.seek(3 << 30)
+        file.write(made.read_bytes())
+    with pytest.raises(Stop) as stop:
+        examine(each)
+    assert stop.value.id == "HPL02123E"
+
+
+@pytest.mark.parametrize("size", [SMALLEST, SIZE + 512, 1 << 40])
+def test_the_places_looked_at_are_few_and_all_over_the_disk(size: int) -> None:
+    found = places(size)
+    assert sum(length for _, length in found) < 6 * MIB
+    assert all(0 <= start and start + length <= size for start, length in found)
+    starts = sorted(start for start, _ in found)
+    assert max(later - start for start, later in itertools.pairwise(starts)) <= size // 256 + 4096
+
+
+def test_a_volume_that_was_never_finished_counts_as_empty(tmp_path: Path) -> None:
+    noise = b"\x5a" * MIB
+    found = examine(disk(tmp_path / "disk", **{f"at{METADATA_START}": BEING_MADE, f"at{DATA_START + 2 * MIB}": noise}))
+    assert found.headers is None
+    assert stopped(disk(tmp_path / "other", **{f"at{METADATA_START}": BEING_MADE[:10], f"at{DATA_START}": noise}))
+
+
+@pytest.mark.components
+def test_a_volume_that_was_nearly_finished_is_one(tmp_path: Path, ours: bytes) -> None:
+    found = examine(disk(tmp_path / "disk", **{f"at{METADATA_START}": BEING_MADE, f"at{DATA_START}": ours}))
+    assert found.headers is not None and found.being_made
+    cut = examine(disk(tmp_path / "cut", **{f"at{METADATA_START}": BEING_MADE, f"at{DATA_START}": ours[:4300]}))
+    assert cut.headers is None
+
+
+@pytest.mark.components
+def test_a_damaged_copy_and_what_is_left_of_a_key_slot_are_mended(tmp_path: Path, ours: bytes) -> None:
+    clean = examine(disk(tmp_path / "clean", **{f"at{DATA_START}": ours})).headers
+    assert clean is not None
+    for name, at, counts in (("first", 5000, 1), ("second", 21000, 0), ("slot", 500_000, 0)):
+        changed = bytearray(clean)
+        changed[at] ^= 0xFF
+        found = examine(disk(tmp_path / name, **{f"at{DATA_START}": bytes(changed)}))
+        assert (found.headers, found.copy) == (clean, counts)
+    assert examine(disk(tmp_path / "whole", **{f"at{DATA_START}": clean})).copy is None
 
 
 @pytest.mark.components
@@ -97,8 +171,36 @@ def test_a_header_that_is_cut_stops(tmp_path: Path, ours: bytes, cut: int) -> No
     assert stopped(disk(tmp_path / "disk", **{f"at{DATA_START}": ours[:cut]}))[0] == "HPL07016E"
 
 
-def test_file_systems_of_the_contract_can_be_made() -> None:
-    assert set(MAKE) == {"ext4", "xfs", "btrfs"}
+def test_file_systems_of_the_contract_can_be_made_and_grown() -> None:
+    assert set(LEAST) == {"ext4", "xfs", "btrfs"}
+    assert [make_command(name, "device", 8192)[0] for name in LEAST] == ["mkfs.ext4", "mkfs.xfs", "mkfs.btrfs"]
+    for size in (8192, None):
+        commands = [grow_command(name, "device", "target", size)[0] for name in LEAST]
+        assert commands == ["resize2fs", "xfs_growfs", "btrfs"]
+
+
+@pytest.mark.components
+def test_the_size_of_a_file_system_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "made"
+    with path.open("wb") as file:
+        file.truncate(300 * MIB)
+    subprocess.run(make_command("ext4", str(path), 299 * MIB), check=True)
+    start = path.read_bytes()[:SUPERBLOCKS]
+    assert filesystem_size("ext4", start) == 299 * MIB
+    assert filesystem_size("xfs", start) is filesystem_size("btrfs", start) is None
+    assert filesystem_size("ext4", start[:100]) is filesystem_size("ext4", bytes(SUPERBLOCKS)) is None
+
+
+def test_a_file_system_grows_only_where_it_is_worth_it() -> None:
+    assert not worth_growing(300 * MIB, 300 * MIB)
+    assert not worth_growing(300 * MIB, 316 * MIB)
+    assert worth_growing(300 * MIB, 316 * MIB + 1)
+    assert not worth_growing(300 * MIB, 200 * MIB)
+
+
+def test_the_key_slot_is_what_cryptsetup_says() -> None:
+    assert unlocked("Key slot 7 unlocked.\nCommand successful.\n") == "7"
+    assert unlocked("Command successful.\n") is None
 
 
 def test_disks_are_what_the_kernel_calls_disks(tmp_path: Path) -> None:
@@ -110,3 +212,96 @@ def test_disks_are_what_the_kernel_calls_disks(tmp_path: Path) -> None:
             (tmp_path / name / "serial").write_text(serial)
     assert list(disks(tmp_path)) == [Disk("sr0", "", 8192), Disk("vda", "casemate-root", 4096)]
     assert Disk("vda", "", 1).path == "/dev/vda"
+
+
+# ------------------------------------------------------------------------------------------------- passphrases, waiting
+
+
+@pytest.mark.parametrize(
+    ("before", "ways"),
+    [
+        ({}, []),
+        ({"env": "E" * 15}, ["wE"]),
+        ({"workload": "W" * 15}, ["We"]),
+        ({"workload": "W" * 15, "env": "E" * 15}, ["WE", "We", "wE"]),  # together, or one after the other
+        ({"workload": "w" * 15}, []),  # the seed of today
+    ],
+)
+def test_an_earlier_passphrase_has_the_earlier_seed_of_either_party_or_both(
+    before: dict[str, str], ways: list[str]
+) -> None:
+    seeds = {"data": {"seed": {"workload": "w" * 15, "env": "e" * 15}, "previousSeed": before}}
+    made = passphrases(seeds, ["data"])["data"]
+    assert made == [passphrase(way[0] * 15, way[1] * 15) for way in ("we", *ways)]
+
+
+def test_an_earlier_seed_that_is_none_stops() -> None:
+    seeds = {"data": {"seed": {"workload": "w" * 15, "env": "e" * 15}, "previousSeed": {"env": "short"}}}
+    with pytest.raises(Stop) as stop:
+        passphrases(seeds, ["data"])
+    assert stop.value.id == "HPL07001E" and "short" not in stop.value.detail
+
+
+def test_a_late_disk_is_waited_for_and_its_absence_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    began, late = time.monotonic(), Disk("vdx", "", SIZE)
+    monkeypatch.setattr(volumes, "EVERY", 0.3)
+    monkeypatch.setattr(volumes, "data_disks", lambda: iter([late] if time.monotonic() - began > 1 else []))
+    assert volumes.wait_for_disks(1) == [late]
+    said = capfd.readouterr().err
+    assert said.count("HPL07019I: the contract has 1 volumes, and 0 data disks are attached") in (2, 3)
+    monkeypatch.setattr(volumes, "PATIENCE", 0.3)
+    with pytest.raises(Stop) as stop:
+        volumes.wait_for_disks(2)
+    assert stop.value.id == "HPL02122E"
+
+
+def test_the_wait_is_a_quarter_of_an_hour_and_the_unit_allows_it() -> None:
+    assert (volumes.PATIENCE, volumes.EVERY) == (900, 60)
+    unit = (Path(volumes.__file__).parent / "units/hpl-volumes.service").read_text()
+    assert int(re.findall(r"TimeoutStartSec=(\d+)", unit)[0]) > 900
+
+
+# ------------------------------------------------------------------------------------------------- rolling
+
+
+@pytest.mark.components
+def test_a_cut_while_a_passphrase_rolls_leaves_a_volume_that_the_old_or_the_new_one_opens(
+    tmp_path: Path, ours: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same headers and writes as in the guest, but for the mapped device; any sectors of a write may be missing."""
+    monkeypatch.setattr(volumes, "HEADERS", tmp_path / "headers")
+    chance, old, new = random.Random(3), b"x" * 64, tmp_path / "new"
+    new.write_bytes(b"n" * 64)
+    each = disk(tmp_path / "disk", **{f"at{DATA_START}": ours})
+    found = examine(each)
+    assert found.headers is not None and found.copy is not None  # cryptsetup's own bytes: to be written anew
+    both = volumes.with_another("data", found, found.headers, old, new)
+    assert both is not None
+    slot = volumes.slot_of("data", both, new.read_bytes())
+    assert (slot, volumes.slot_of("data", both, old), volumes.slot_of("data", both, b"?")) == ("1", "0", None)
+    last = with_only(both, "1")
+    known: dict[bytes, tuple[bool, bool]] = {}
+
+    def opened() -> tuple[bool, bool]:
+        headers = examine(each).headers
+        assert headers is not None
+        if headers not in known:
+            known[headers] = tuple(volumes.slot_of("data", headers, key) is not None for key in (old, new.read_bytes()))  # type: ignore[assignment]
+        return known[headers]
+
+    seen = []
+    for headers, counts in ((found.headers, found.copy), (both, 0), (last, 0)):
+        for offset, part in in_order(headers, counts):
+            for share in (0.0, 0.2, 0.5, 0.8, 1.0):
+                with Path(each.path).open("r+b") as file:
+                    for at in range(0, len(part), 512):
+                        if chance.random() < share or share == 1:
+                            file.seek(DATA_START + offset + at)
+                            file.write(part[at : at + 512])
+                seen.append(opened())
+    assert set(seen) == {(True, False), (True, True), (False, True)}
+    assert seen == sorted(seen, key=[(True, False), (True, True), (False, True)].index)
+    assert examine(each).headers == last and examine(each).copy is None
+    assert volumes.with_another("data", examine(each), last, old, new) is None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import random
 import shutil
 import subprocess
 from pathlib import Path
@@ -12,7 +13,7 @@ from attacks import ATTACKS, edited, put, rewritten, with_binary, with_json
 from luksvolumes import KEY, SIZE, cryptsetup, luks_format
 
 from casemate.luks.errors import LuksError
-from casemate.luks.header import START, is_luks, luks_area_size, read_header, rebuilt
+from casemate.luks.header import START, in_order, is_luks, luks_area_size, placed, read_header, rebuilt, with_only
 from casemate.luks.policy import OLDER, OURS, Expected, admitted, check, format_arguments, kdf_arguments
 
 pytestmark = pytest.mark.components
@@ -123,6 +124,58 @@ def test_a_passphrase_rolls_in_what_is_rebuilt_and_that_goes_back_to_the_disk(vo
     header.write_bytes(admitted(disk.read_bytes()[: 1 << 20], SIZE))
     assert opens(header, disk, b"another passphrase")
     assert not opens(header, disk)
+
+
+def test_what_is_placed_opens_the_whole_disk_and_names_the_part_of_it(area: bytes, tmp_path: Path) -> None:
+    disk, header = tmp_path / "disk", tmp_path / "header"
+    header.write_bytes(placed(admitted(area, SIZE), 101 << 20))
+    with disk.open("wb") as file:
+        file.truncate((101 << 20) + SIZE + (1 << 20))
+    assert opens(header, disk)
+    assert not opens(header, disk, b"another")
+    segment = read_header(header.read_bytes()).metadata["segments"]["0"]
+    assert (segment["offset"], segment["size"]) == (str(102 << 20), "dynamic")
+    with pytest.raises(LuksError):
+        admitted(header.read_bytes(), SIZE)  # never what may stand on a disk
+
+
+def test_any_order_of_writes_between_two_waits_leaves_headers_that_open(area: bytes) -> None:
+    """Whichever of the sectors between two waits reached the disk before the power was cut."""
+    chance = random.Random(7)
+    newer = with_only(area, next(iter(read_header(area).metadata["keyslots"])))
+    allowed = {read_header(area).sequence, read_header(newer).sequence}
+    for counts in (0, 1):
+        disk = bytearray(area)
+        for offset, part in in_order(newer, counts):
+            for _ in range(20):
+                cut = bytearray(disk)
+                for at in range(0, len(part), 512):
+                    if chance.random() < 0.5:
+                        cut[offset + at : offset + at + 512] = part[at : at + 512]
+                assert read_header(bytes(cut)).sequence in allowed
+            disk[offset : offset + len(part)] = part
+        assert read_header(bytes(disk)).sequence == max(allowed)
+
+
+def test_with_one_key_slot_left_the_other_passphrase_opens_nothing(volume: Path, tmp_path: Path) -> None:
+    both, new = Path(shutil.copy(volume, tmp_path / "both")), tmp_path / "new"
+    new.write_bytes(b"another passphrase")
+    assert cryptsetup("luksAddKey", *kdf_arguments(), both, new).returncode == 0
+    area = admitted(both.read_bytes()[: 1 << 20], SIZE)
+    for kept, opening, other in (("0", KEY, b"another passphrase"), ("1", b"another passphrase", KEY)):
+        one = with_only(area, kept)
+        (tmp_path / "one").write_bytes(admitted(one, SIZE))
+        assert opens(tmp_path / "one", both, opening)
+        assert not opens(tmp_path / "one", both, other)
+        gone = read_header(area).metadata["keyslots"][str(1 - int(kept))]["area"]
+        begin = int(gone["offset"])
+        assert not any(one[begin : begin + int(gone["size"])])
+
+
+def test_a_sequence_number_that_cannot_grow_is_refused(area: bytes) -> None:
+    last = with_binary(area, 16, b"\xff" * 8)
+    with pytest.raises(LuksError, match="can't grow"):
+        with_only(last, "0")
 
 
 def test_what_is_rebuilt_says_the_same_and_holds_nothing_else(area: bytes) -> None:

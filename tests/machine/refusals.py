@@ -18,7 +18,7 @@ from casemate.contract.passphrase import passphrase
 from casemate.demo import parties
 from casemate.demo.pki import Authority
 from casemate.demo.services import LogServer, free_port
-from casemate.luks.policy import OURS
+from casemate.luks.policy import DATA_START, OURS
 from casemate.machine import cidata_disk
 from casemate.machine.machines import Specification
 
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from surroundings import World
 
 Make = Callable[["World", ExitStack], Specification]
-DATA_START = 101 << 20
 
 
 @dataclass(frozen=True)

@@ -34,6 +34,7 @@ from casemate.guest import kernel
 from casemate.guest.kernel import ARCHIVE_SERIAL, ROOT_SERIAL
 from casemate.guest.report import Stop
 from casemate.guest.rootdisk import SMALLEST_ROOT_DISK, RootDisk, is_free
+from casemate.luks.policy import DATA_START
 
 BAKED = Path("/casemate")
 ROOT = "/sysroot"
@@ -43,8 +44,6 @@ CIDATA_LIMIT = 16 << 20
 EXPIRY_WARNING = 30 * 86400
 """Seconds before the end of the encryption certificate in which every start warns of it."""
 PROBE = 64 << 10
-DATA_START = 101 << 20
-"""Where a data volume's headers begin (:mod:`casemate.guest.storage`)."""
 DEVELOPMENT = "DEVELOPMENT (software ultravisor: no protection from whoever owns the host)"
 
 

@@ -9,27 +9,38 @@ from casemate.contract.passphrase import passphrase
 from casemate.guest import state
 from casemate.guest.report import Stop, run
 
+PARTIES = ("workload", "env")
 
-def passphrases(seeds: dict[str, dict[str, Any]], volumes: list[str]) -> dict[str, str]:
-    """Return the passphrase of every volume; a seed that is missing stops."""
+
+def passphrases(seeds: dict[str, dict[str, Any]], volumes: list[str]) -> dict[str, list[str]]:
+    """Return the passphrases of every volume: today's, then those that it may have had before ``previousSeed`` was given.
+
+    Parties roll together or one after the other, and may leave ``previousSeed`` in the contract: so an earlier passphrase
+    has the earlier seeds of both, or of one of them. A seed that is missing stops.
+    """
     made = {}
     for name in volumes:
         given = seeds.get(name, {}).get("seed", {})
-        if missing := [party for party in ("workload", "env") if party not in given]:
+        if missing := [party for party in PARTIES if party not in given]:
             raise Stop("HPL07001E", f"volume {name}: no seed from {' and '.join(missing)}")
+        before = seeds[name].get("previousSeed", {})
+        ways = [given, {**given, **before}, *({**given, party: seed} for party, seed in before.items())]
         try:
-            made[name] = passphrase(given["workload"], given["env"])
+            found = (passphrase(*(way[party] for party in PARTIES)) for way in ways)
+            made[name] = list(dict.fromkeys(found))
         except SeedError as error:
             raise Stop("HPL07001E", f"volume {name}: {error.cause}") from None
     return made
 
 
 def service() -> None:
-    """Write one file a volume, remove the seeds."""
+    """Write one file a volume, and one with its earlier passphrases, one a line; remove the seeds."""
     seeds = state.read_json(state.SEEDS)
     volumes = list(state.section("workload").get("volumes", {}))
-    for name, text in passphrases(seeds, volumes).items():
-        state.write(state.PASSPHRASES / name, text)
+    for name, (today, *earlier) in passphrases(seeds, volumes).items():
+        state.write(state.PASSPHRASES / name, today)
+        if earlier:
+            state.write(state.PASSPHRASES / f"{name}.previous", "\n".join(earlier))
     state.SEEDS.unlink()
 
 

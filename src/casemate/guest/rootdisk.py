@@ -21,6 +21,7 @@ from pathlib import Path
 
 from casemate.guest import kernel
 from casemate.guest.report import Stop
+from casemate.luks.header import is_luks
 
 CHUNK = 4 << 20
 MAPPING = "casemate-root"
@@ -35,9 +36,9 @@ def is_free(beginning: bytes, at_data: bytes) -> bool:
     Its serial number is the infrastructure's word: a data disk under that name must not be lost. Free is what is
     empty, or an earlier root of ours, by the label of its LUKS2 header.
     """
-    if at_data.startswith(b"LUKS\xba\xbe"):
+    if is_luks(at_data):
         return False
-    ours = beginning.startswith(b"LUKS\xba\xbe\0\x02") and beginning[24:72].rstrip(b"\0") == LABEL.encode()
+    ours = is_luks(beginning) and beginning[6:8] == b"\0\x02" and beginning[24:72].rstrip(b"\0") == LABEL.encode()
     return ours or not beginning.strip(b"\0")
 
 

@@ -1,7 +1,8 @@
 """What one service of the layer leaves for the next, all in memory (tmpfs), readable by root only.
 
 ``/run/casemate/``: ``contract/`` (what the bootloader left; gone when ``hpl-signature`` is done), ``seeds.json`` (gone when
-``hpl-lukspassphrase`` is done), ``passphrases/`` (gone when ``hpl-storage`` is done), ``auth.json`` and ``certificates/`` (gone
+``hpl-lukspassphrase`` is done), ``passphrases/`` (gone when ``hpl-volumes`` is done), ``headers/`` (of the volumes,
+stays; they stand on the disks as well), ``auth.json`` and ``certificates/`` (gone
 when ``hpl-image`` has pulled), ``sections/workload.json`` and ``sections/env.json`` (without seeds) and ``environment.json``
 (the merged variables; all three gone before the first container starts). ``expiry.json`` stays: when the contract ends.
 """

@@ -1,243 +1,137 @@
-"""``hpl-storage``: opens the data volumes, makes them at first use, mounts them; then forgets the passphrases.
+"""``hpl-storage``: writes to the data disks what ``hpl-volumes`` has planned, and mounts the volumes.
 
-Nothing on a disk is believed. A disk's LUKS headers are read once, into memory, and have to be of the one form that
-this platform writes (:mod:`casemate.luks.policy`); cryptsetup is given what was checked, written anew, and never looks
-at the disk's own. Where a volume begins is computed, not read from a partition table. Only an empty disk is ever
-written to, and only when every other disk has been opened: a disk of another contract stops the machine, untouched.
+Until here no disk has been touched: every image has been admitted, every disk is a volume of this contract or empty.
+A cut of the power at any moment leaves a volume that opens, or a disk that counts as empty (``docs/formats/luks.md``):
 
-A new volume is made in an order that leaves it either empty or whole: file system first, headers next, partition
-table last (``docs/formats/luks.md``). Each is mounted at ``/var/volumes/<name>``; ``hpl-container`` shows it to
-containers under the mount point that the contract names.
+- A new volume: a mark in one sector; the file system; the headers; the partition table; the mark is taken away.
+- Headers change in one copy, then in the other; a key slot is added before another one goes.
+- A larger disk: what counts is computed from its size. The partition table tells others; the file system grows mounted.
+
+Each volume is mounted at ``/var/volumes/<name>``; ``hpl-container`` shows it to containers under the mount point that
+the contract names.
 """
 
 from __future__ import annotations
 
 import os
-import time
-from collections.abc import Iterator
+import struct
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 
 from casemate.guest import kernel, state
-from casemate.guest.kernel import ARCHIVE_SERIAL
+from casemate.guest.filesystems import grow_command, make_command
 from casemate.guest.report import Stop, run, say
-from casemate.luks.errors import LuksError
-from casemate.luks.header import START, is_luks, luks_area_size
-from casemate.luks.policy import OLDER, OURS, Expected, admitted, format_arguments
+from casemate.guest.volumes import BEING_MADE, HEADERS, Plan, plans, read
+from casemate.luks.header import in_order
+from casemate.luks.policy import DATA_START, METADATA_SIZE, METADATA_START
 
-MIB = 1 << 20
-METADATA_START, METADATA_SIZE = MIB, 100 * MIB
-DATA_START, END = METADATA_START + METADATA_SIZE, MIB
-SMALLEST = 256 * MIB
-HEADERS = state.RUN / "headers"
 VOLUMES = Path("/var/volumes")
-PATIENCE = 20.0
-"""Seconds to wait for as many disks as the contract has volumes."""
-
-MAKE = {
-    "ext4": ("mkfs.ext4", "-q", "-F", "-m", "0", "-E", "lazy_itable_init=1,lazy_journal_init=1,nodiscard"),
-    "xfs": ("mkfs.xfs", "-q", "-f", "-K"),
-    "btrfs": ("mkfs.btrfs", "-q", "-f", "-K"),
-}
 
 
-@dataclass(frozen=True, slots=True)
-class Found:
-    """A data disk: where its volume begins, and the checked headers; ``None`` where the disk is empty."""
-
-    disk: kernel.Disk
-    start: int
-    headers: bytes | None
-
-    @property
-    def length(self) -> int:
-        """Bytes from the volume's start to its end."""
-        return self.disk.size - self.start - (END if self.start else 0)
-
-
-def data_disks() -> Iterator[kernel.Disk]:
-    """Yield the disks that are neither root, nor archive, nor the contract's volume."""
-    from casemate import cidata
-
-    for disk in kernel.disks():
-        if any(Path("/sys/block", disk.name, "holders").iterdir()) or disk.serial == ARCHIVE_SERIAL:
-            continue
-        if disk.size > DATA_START or (cidata.label(_read(disk, 0, 64 << 10)) or "").lower() != "cidata":
-            yield disk
-
-
-def wait_for_disks(number: int) -> list[kernel.Disk]:
-    """Return the data disks; wait a while for as many as there are volumes."""
-    end = time.monotonic() + PATIENCE
-    while True:
-        found = list(data_disks())
-        if len(found) >= number:
-            return found
-        if time.monotonic() > end:
-            raise Stop("HPL02122E", f"the contract has {number} volumes, and {len(found)} data disks are attached")
-        time.sleep(0.2)
-
-
-def _read(disk: kernel.Disk, start: int, size: int) -> bytes:
-    with open(disk.path, "rb", buffering=0) as file:  # noqa: PTH123
-        file.seek(start)
-        parts = []
-        while size > 0 and (part := file.read(min(size, MIB))):
-            parts.append(part)
-            size -= len(part)
-    return b"".join(parts)
-
-
-def examine(disk: kernel.Disk) -> Found:
-    """Say what a disk holds: a volume, an older volume without partitions, or nothing. Anything else stops."""
-    if disk.size < SMALLEST:
-        raise Stop(
-            "HPL02121E", f"disk {disk.name} has {disk.size // MIB} MiB; a data disk has {SMALLEST // MIB} at least"
-        )
-    places: tuple[tuple[int, tuple[Expected, ...]], ...] = ((DATA_START, (OURS,)), (0, (OURS, OLDER)))
-    for start, kinds in places:
-        beginning = _read(disk, start, START)
-        if not is_luks(beginning):
-            continue
-        refused: LuksError | None = None
-        try:
-            area = beginning + _read(disk, start + START, luks_area_size(beginning) - START)
-        except LuksError as error:
-            refused, kinds = error, ()
-        for expected in kinds:
-            try:
-                return Found(disk, start, admitted(area, disk.size - start - (END if start else 0), expected))
-            except LuksError as error:
-                refused = refused or error
-        raise Stop("HPL07016E", f"disk {disk.name} has a LUKS header that is not ours: {refused}")
-    for start, size in ((0, MIB), (DATA_START, MIB), (disk.size - END, END)):
-        if _read(disk, start, size).strip(b"\0"):
-            text = f"disk {disk.name} is not empty and holds no volume; only empty disks are made into volumes"
-            raise Stop("HPL02123E", text)
-    return Found(disk, DATA_START, None)
-
-
-def _device(name: str, found: Found) -> str:
-    """Map the volume's part of the disk, as computed, and return the device."""
-    mapping = f"casemate-disk-{name}"
-    table = f"0 {found.length // 512} linear {found.disk.path} {found.start // 512}\n"
-    state.call("dmsetup", "create", mapping, stdin=table.encode(), env={"DM_DISABLE_UDEV": "1"})
-    return f"/dev/mapper/{mapping}"
-
-
-def _remove(name: str) -> None:
-    with suppress(OSError):
-        state.call("dmsetup", "remove", f"casemate-disk-{name}", env={"DM_DISABLE_UDEV": "1"})
-
-
-def open_volume(name: str, device: str, headers: bytes, passphrase: bytes) -> bool:
-    """Open a volume with checked headers; return whether the passphrase is its."""
-    file = HEADERS / name
-    state.write(file, headers)
-    try:
-        state.call(
-            *("cryptsetup", "open", "--type", "luks2", "--batch-mode", "--key-file=-", "--header", str(file)),
-            *("--perf-no_read_workqueue", "--perf-no_write_workqueue", device, f"casemate-{name}"),
-            stdin=passphrase,
-            env={"DM_DISABLE_UDEV": "1"},
-        )
-    except OSError as error:
-        if "ended with 2:" in str(error):  # cryptsetup: no permission (bad passphrase)
-            return False
-        raise Stop("HPL02003E", f"volume {name} can't be opened: {error}") from None
-    return True
-
-
-def make_volume(name: str, found: Found, filesystem: str, passphrase: bytes) -> None:
-    """Make a volume on an empty disk, so that a cut at any moment leaves it empty or whole."""
-    device = _device(name, found)
-    file = HEADERS / name
-    HEADERS.mkdir(mode=0o700, exist_ok=True)
-    file.unlink(missing_ok=True)
-    try:
-        state.call(
-            *("cryptsetup", "luksFormat", *format_arguments(), "--key-file=-", "--header", str(file), device),
-            stdin=passphrase,
-        )
-        headers = admitted(file.read_bytes().ljust(OURS.offset, b"\0"), found.length, OURS)
-    except (OSError, LuksError) as error:
-        raise Stop("HPL02002E", f"volume {name} can't be made: {error}") from None
-    if not open_volume(name, device, headers, passphrase):
-        raise Stop("HPL02003E", f"volume {name} can't be opened right after it was made")
-    try:
-        state.call(*MAKE[filesystem], f"/dev/mapper/casemate-{name}")
-    except OSError as error:
-        raise Stop("HPL02005E", f"volume {name}: {error}") from None
-    table = f"label: gpt\nstart={METADATA_START // 512}, size={METADATA_SIZE // 512}, type=linux\n"
-    table += f"start={DATA_START // 512}, size={found.length // 512 // 8 * 8}, type=linux\n"
-    try:
-        _write(f"/dev/mapper/casemate-{name}", b"")
-        _write(device, headers)
-        state.call(
-            *("sfdisk", "--quiet", "--force", "--no-reread", "--no-tell-kernel", "--wipe", "never", found.disk.path),
-            stdin=table.encode(),
-        )
-        _write(found.disk.path, b"")
-    except OSError as error:
-        raise Stop("HPL07003E", f"volume {name}: {error}") from None
-    say("HPL02001I", f"Volume {name} has been made and encrypted on {found.disk.name}.")
-
-
-def _write(device: str, content: bytes) -> None:
-    """Write to the start of a device, and wait until all that was written to it is there."""
+def write(device: str, offset: int, content: bytes) -> None:
+    """Write to a place of a device, and wait until all that was written to it is there."""
     descriptor = os.open(device, os.O_WRONLY | os.O_CLOEXEC)
     try:
         while content:
-            content = content[os.write(descriptor, content) :]
+            written = os.pwrite(descriptor, content, offset)
+            content, offset = content[written:], offset + written
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
 
 
-def mount(name: str, filesystem: str) -> None:
-    """Mount an open volume."""
-    target = VOLUMES / name
-    target.mkdir(mode=0o755, parents=True, exist_ok=True)
-    if filesystem != "ext4":
-        with suppress(OSError):
-            state.call("modprobe", filesystem)
+def make(plan: Plan) -> None:
+    """Make a file system in a new volume. The mark that it is being made stands on the disk before anything else."""
     try:
-        kernel.mount(f"/dev/mapper/casemate-{name}", str(target), filesystem, kernel.MS_NOSUID | kernel.MS_NODEV)
+        write(plan.path, METADATA_START, BEING_MADE)
+        state.call(*make_command(plan.filesystem, plan.device, plan.room))
+        write(plan.device, 0, b"")
     except OSError as error:
-        raise Stop("HPL02007E", f"volume {name} can't be mounted as {filesystem}: {error.strerror}") from None
+        raise Stop("HPL02005E", f"volume {plan.name}: {error}") from None
+
+
+def write_headers(plan: Plan) -> None:
+    """Write each of the planned headers to the disk, in the order that no cut can harm."""
+    try:
+        for file, counts in plan.steps:
+            for offset, part in in_order((HEADERS / file).read_bytes(), counts):
+                write(plan.path, plan.start + offset, part)
+    except OSError as error:
+        raise Stop("HPL07014E", f"volume {plan.name}: its headers can't be written: {error.strerror}") from None
+
+
+def has_partition_table(plan: Plan) -> bool:
+    """Whether the disk has a partition table whose second copy is at its end. Nothing of it is ever used here."""
+    beginning = read(plan.path, 0, 1024)
+    magic, alternate = beginning[512:520], struct.unpack_from("<Q", beginning, 512 + 32)[0]
+    return beginning[510:512] == b"\x55\xaa" and magic == b"EFI PART" and alternate == plan.size // 512 - 1
+
+
+def write_partition_table(plan: Plan) -> None:
+    """Tell other systems where metadata and volume are, up to the end of the disk."""
+    table = f"label: gpt\nstart={METADATA_START // 512}, size={METADATA_SIZE // 512}, type=linux\n"
+    table += f"start={DATA_START // 512}, size={plan.length // 512}, type=linux\n"
+    try:
+        state.call(
+            *("sfdisk", "--quiet", "--force", "--no-reread", "--no-tell-kernel", "--wipe", "never", plan.path),
+            stdin=table.encode(),
+        )
+        write(plan.path, 0, b"")
+    except OSError as error:
+        if plan.make:
+            raise Stop("HPL07003E", f"volume {plan.name}: {error}") from None
+        raise Stop("HPL07004E", f"volume {plan.name}: {error}") from None
+
+
+def mount(plan: Plan) -> str:
+    """Mount an open volume; return where."""
+    target = VOLUMES / plan.name
+    target.mkdir(mode=0o755, parents=True, exist_ok=True)
+    if plan.filesystem != "ext4":
+        with suppress(OSError):
+            state.call("modprobe", plan.filesystem)
+    try:
+        kernel.mount(plan.device, str(target), plan.filesystem, kernel.MS_NOSUID | kernel.MS_NODEV)
+    except OSError as error:
+        text = f"volume {plan.name} can't be mounted as {plan.filesystem}: {error.strerror}"
+        raise Stop("HPL02007E", text) from None
+    return str(target)
+
+
+def grow(plan: Plan, target: str) -> None:
+    """Grow a mounted file system to the end of its volume."""
+    try:
+        state.call(*grow_command(plan.filesystem, plan.device, target, plan.room if plan.start else None))
+    except OSError as error:
+        raise Stop("HPL02006E", f"volume {plan.name}: {error}") from None
+    say("HPL07017I", f"Volume {plan.name} has grown to {plan.length >> 20} MiB.")
+
+
+def carry_out(plan: Plan) -> None:
+    """Do all the writing for one volume, and mount it."""
+    if plan.make:
+        make(plan)
+    write_headers(plan)
+    if plan.start and not has_partition_table(plan):
+        write_partition_table(plan)
+    if plan.make or plan.being_made:
+        write(plan.path, METADATA_START, bytes(len(BEING_MADE)))
+        say("HPL02001I", f"Volume {plan.name} has been made and encrypted on {plan.disk}.")
+    if plan.rolled:
+        say("HPL07018I", f"Volume {plan.name} opens with its new seeds only.")
+    target = mount(plan)
+    if plan.grow:
+        grow(plan, target)
+    say("HPL02002I", f"Volume {plan.name} has been mounted at {plan.mount}.")
 
 
 def service() -> None:
-    """Match volumes and disks, open, make, mount, forget."""
-    volumes = state.section("workload").get("volumes", {})
-    if not volumes:
-        state.write(HEADERS / ".none", b"")
-        return
-    passphrases = {name: (state.PASSPHRASES / name).read_bytes() for name in volumes}
-    found = [examine(disk) for disk in wait_for_disks(len(volumes))]
-    waiting = dict.fromkeys(volumes)
-    for each in [each for each in found if each.headers is not None]:
-        for name in list(waiting):
-            if open_volume(name, _device(name, each), each.headers or b"", passphrases[name]):
-                del waiting[name]
-                say("HPL07005I", f"Volume {name} has been opened on {each.disk.name}.")
-                break
-            _remove(name)
-        else:
-            raise Stop("HPL02003E", f"disk {each.disk.name} opens with no volume's seeds: it is another contract's")
-    empty = [each for each in found if each.headers is None]
-    if len(waiting) > len(empty):
-        raise Stop("HPL02122E", f"no empty disk is left for {', '.join(waiting)}")
-    for name, each in zip(list(waiting), empty, strict=False):
-        make_volume(name, each, volumes[name].get("filesystem", "ext4"), passphrases[name])
-    for name, volume in volumes.items():
-        mount(name, volume.get("filesystem", "ext4"))
-        say("HPL02002I", f"Volume {name} has been mounted at {volume.get('mount', '/mnt/data')}.")
-    for name in volumes:
-        (state.PASSPHRASES / name).unlink()
-    state.PASSPHRASES.rmdir()
-    say("HPL07003I", f"Mounting volumes done: {', '.join(volumes)}.")
+    """Carry out every plan."""
+    volumes = plans()
+    for plan in volumes:
+        carry_out(plan)
+    if volumes:
+        say("HPL07003I", f"Mounting volumes done: {', '.join(plan.name for plan in volumes)}.")
 
 
 if __name__ == "__main__":

@@ -3,6 +3,9 @@
     size = luks_area_size(start)     # of the first 16 KiB: how much to read to have all before the data
     header = read_header(area)       # checksums first, JSON after; judge it with casemate.luks.policy
     area = rebuilt(header, area)     # both copies written by us: what cryptsetup may see
+    area = placed(area, start)       # the same, of a volume that is a part of a disk, to open that disk with
+    area = with_only(area, "1")      # without the other key slots
+    for offset, part in in_order(area): ...   # how it is written to a disk, so that a power cut costs nothing
 
 Nothing in a header is authenticated: a checksum keeps out accidents, not the infrastructure. So this module only says
 what the header *says*; :mod:`casemate.luks.policy` says whether a key may go near it.
@@ -21,6 +24,7 @@ import hashlib
 import json
 import re
 import struct
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any, Final, NoReturn
 
@@ -36,6 +40,7 @@ HEADER_SIZES: Final = tuple(16 << 10 << power for power in range(9))
 _MAGICS: Final = (b"LUKS\xba\xbe", b"SKUL\xba\xbe")
 _LARGEST_JSON: Final = 64 << 10  # one with two key slots takes 2 KiB
 _MOST_BRACKETS: Final = 256  # one with two key slots has 19
+_LAST_SEQUENCE: Final = (1 << 64) - 1
 _CHECKSUM: Final = "sha256"
 _CHECKSUM_AT: Final = slice(448, 512)
 # magic, version, size, sequence, label, checksum algorithm, salt, UUID, subsystem, offset, zeros, checksum, zeros
@@ -52,7 +57,8 @@ class Header:
     """What a LUKS2 header says. Everything in it was chosen by whoever wrote to the disk last.
 
     ``size`` is that of one copy in bytes; ``metadata`` the JSON object, with no key twice and no fractions;
-    ``intact`` says whether both copies were whole and the same (of no account when headers are compared).
+    ``intact`` says whether both copies were whole and the same, ``copy`` which of them counted, 0 or 1 (both are of no
+    account when headers are compared).
     """
 
     size: int
@@ -62,6 +68,7 @@ class Header:
     subsystem: str
     metadata: dict[str, Any]
     intact: bool = field(default=True, compare=False)
+    copy: int = field(default=0, compare=False)
 
 
 def is_luks(start: bytes) -> bool:
@@ -109,10 +116,10 @@ def read_header(data: bytes) -> Header:
         if first.sequence == second.sequence and first != second:
             raise LuksError("the two copies of the header are of the same age and differ")
         newer = second if second.sequence > first.sequence else first
-        return replace(newer, intact=first == second)
+        return replace(newer, intact=first == second, copy=int(newer is second))
     whole = first or second
     if whole:
-        return replace(whole, intact=False)
+        return replace(whole, intact=False, copy=int(whole is second))
     raise LuksError(f"no copy of the header is intact; first copy: {why}", where="header")
 
 
@@ -126,15 +133,66 @@ def rebuilt(header: Header, area: bytes) -> bytes:
     size = _data_offset(header)
     if size > min(len(area), LARGEST_AREA):
         raise LuksError(f"{len(area)} bytes do not reach the data at byte {size}")
-    text = json.dumps(header.metadata, separators=(",", ":")).encode()
-    out = bytearray(size)
-    for index, offset in enumerate((0, header.size)):
-        out[offset : offset + header.size] = _encoded(header, text, _MAGICS[index], offset)
+    out = bytearray(_copies(header).ljust(size, b"\0"))
     for slot in header.metadata["keyslots"].values():
         begin = int(slot["area"]["offset"])
         end = begin + int(slot["area"]["size"])
         out[begin:end] = area[begin:end]
     return bytes(out)
+
+
+def placed(area: bytes, start: int) -> bytes:
+    """Return the headers of a volume for cryptsetup to open the whole disk with, on which the volume is one part.
+
+    ``area`` is what :func:`rebuilt` wrote for a volume that begins ``start`` bytes into the disk. Its data segment is
+    said to begin as far into the disk, so that the mapped device lies on the disk with nothing between. (A size would be
+    of no use: cryptsetup maps to the end of the disk.) For a detached header only: on the disk stays ``area``.
+    """
+    header = read_header(area)
+    offset = _data_offset(header)
+    segment = {**header.metadata["segments"]["0"], "offset": str(start + offset)}
+    moved = replace(header, metadata={**header.metadata, "segments": {"0": segment}})
+    return _copies(moved) + area[2 * header.size :]
+
+
+def with_only(area: bytes, slot: str) -> bytes:
+    """Return the headers with one key slot left, newer than before; zeros where the others' key material stood.
+
+    ``area`` is what :func:`rebuilt` wrote, ``slot`` the number of a key slot in it.
+    """
+    header = read_header(area)
+    metadata = {
+        **header.metadata,
+        "keyslots": {slot: header.metadata["keyslots"][slot]},
+        "digests": {"0": {**header.metadata["digests"]["0"], "keyslots": [slot]}},
+    }
+    if header.sequence == _LAST_SEQUENCE:
+        raise LuksError("its sequence number can't grow", where="header")
+    return rebuilt(replace(header, sequence=header.sequence + 1, metadata=metadata), area)
+
+
+def in_order(area: bytes, counts: int = 0) -> Iterator[tuple[int, bytes]]:
+    """Yield offsets and bytes of headers to be written to a disk, each to be there before the next is begun.
+
+    ``area`` is what :func:`rebuilt` or :func:`with_only` wrote, ``counts`` the copy on the disk that counts now. Key
+    material goes first, the copy that doesn't count next, the one that counts last: at any moment one of both is
+    intact and its key material there. At the end follows the whole, and with it the zeros over what was removed.
+
+    Where the two copies on the disk differ, the header that counts is to be written (again) before a newer one.
+    """
+    header = read_header(area)
+    for slot in header.metadata["keyslots"].values():
+        begin = int(slot["area"]["offset"])
+        yield begin, area[begin : begin + int(slot["area"]["size"])]
+    for index in (1 - counts, counts):
+        yield index * header.size, area[index * header.size : (index + 1) * header.size]
+    yield 0, area
+
+
+def _copies(header: Header) -> bytes:
+    text = json.dumps(header.metadata, separators=(",", ":")).encode()
+    places = ((_MAGICS[0], 0), (_MAGICS[1], header.size))
+    return b"".join(_encoded(header, text, magic, offset) for magic, offset in places)
 
 
 def _encoded(header: Header, text: bytes, magic: bytes, offset: int) -> bytes:

@@ -37,6 +37,13 @@ DATA_OFFSET: Final = 1 << 20
 """Where the data of a volume that we make begins, in bytes; 2 * 16 KiB of headers and 512 KiB of key slots fit."""
 SECTOR_SIZE: Final = 4096
 
+METADATA_START: Final = 1 << 20
+METADATA_SIZE: Final = 100 << 20
+DATA_START: Final = METADATA_START + METADATA_SIZE
+"""Where, in bytes, the volume begins on a disk of ours, after the partition of metadata. Computed, never read."""
+DISK_END: Final = 1 << 20
+"""Bytes at the end of a disk of ours that belong to no partition: the second partition table stands there."""
+
 _BLOCK: Final = 4096
 _STRIPES: Final = 4000
 _MATERIAL: Final = -(-KEY_SIZE * _STRIPES // _BLOCK) * _BLOCK

@@ -1,0 +1,427 @@
+"""``hpl-volumes``: finds the data volumes and opens them, while images are pulled. It writes to no disk.
+
+Nothing on a disk is believed. A disk's LUKS headers are read once, into memory, and have to be of the one form that
+this platform writes (:mod:`casemate.luks.policy`); cryptsetup is given what was checked, written anew, and never looks
+at the disk's own. Where a volume begins is computed, not read from a partition table. Every disk has to be a volume of
+this contract or empty: one of another contract stops the machine.
+
+What is slow, the stretching of passphrases, happens here: also for a volume that is yet to be made, and for a
+passphrase that rolls. ``hpl-storage`` finds a :class:`Plan` in memory and does all the writing, when every image has
+been admitted. The passphrases are gone when this service is done.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+from casemate.guest import kernel, state
+from casemate.guest.filesystems import LEAST, MIB, SUPERBLOCKS, filesystem_size, worth_growing
+from casemate.guest.kernel import ARCHIVE_SERIAL
+from casemate.guest.report import Stop, run, say
+from casemate.luks.errors import LuksError
+from casemate.luks.header import START, is_luks, luks_area_size, placed, read_header, with_only
+from casemate.luks.policy import (
+    DATA_START,
+    DISK_END,
+    METADATA_START,
+    OLDER,
+    OURS,
+    Expected,
+    admitted,
+    format_arguments,
+    kdf_arguments,
+)
+
+SMALLEST = 256 * MIB
+HEADERS = state.RUN / "headers"
+PLANS = HEADERS / "plans.json"
+PATIENCE, EVERY = 900.0, 60.0
+"""Seconds to wait for as many disks as the contract has volumes, and between two messages about it."""
+
+BEING_MADE = b"casemate: this volume is being made\n".ljust(512, b"\0")
+"""Stands at the start of the metadata partition from the first write to a new volume until the last: one sector, so
+that it is there or not. What a power cut leaves of such a volume counts as empty as long as its headers are not whole."""
+
+SAMPLES = 256
+_MAGIC_PLACES = (
+    *(MIB, 2 * MIB, 4 * MIB, 8 * MIB, 64 * MIB, 128 * MIB, 256 << 30),
+    *(32768 * 4096 * group for group in (3, 5, 7, 9)),
+)
+"""Besides the first and the last MiB, which hold the marks of partition tables, ext2 to ext4, xfs, btrfs, LVM, RAID, ZFS and
+swap: the first partition, second LUKS headers, mirrors of btrfs, and copies of ext4's superblock."""
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A data disk: where its volume begins, and the checked headers; ``None`` where one is to be made.
+
+    ``kind`` is what the headers were admitted as. ``copy`` is the copy on the disk that counts; ``None`` where both are
+    as they should be. ``being_made``: a cut came when it was nearly made.
+    """
+
+    disk: kernel.Disk
+    start: int
+    headers: bytes | None
+    kind: Expected = OURS
+    copy: int | None = None
+    being_made: bool = False
+
+    @property
+    def length(self) -> int:
+        """Bytes from the volume's start to its end."""
+        return _length(self.disk.size, self.start)
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What ``hpl-storage`` has to do with an open volume. Nothing in it is secret.
+
+    ``length``: bytes of the volume, headers included; ``room``: bytes of the file system in it. The mapped device of a
+    volume on a disk with partitions reaches to the end of the disk; its file system stops before the second partition
+    table.
+    ``steps``: files with headers to be written to the disk, in this order, each with the copy that counts before.
+    ``make``: there is no file system yet. ``grow``: the file system is smaller than the volume.
+    """
+
+    name: str
+    disk: str
+    size: int
+    start: int
+    length: int
+    room: int
+    filesystem: str
+    mount: str
+    steps: list[tuple[str, int]]
+    make: bool = False
+    being_made: bool = False
+    grow: bool = False
+    rolled: bool = False
+
+    @property
+    def path(self) -> str:
+        """The disk's node."""
+        return f"/dev/{self.disk}"
+
+    @property
+    def device(self) -> str:
+        """The node of the open volume."""
+        return f"/dev/mapper/{mapping(self.name)}"
+
+
+def mapping(name: str) -> str:
+    """Return the name of the mapped device of a volume: none that the root's devices have."""
+    return f"data-{name}"
+
+
+def plans() -> list[Plan]:
+    """Return what this service left for ``hpl-storage``."""
+    return [Plan(**each) for each in state.read_json(PLANS)]
+
+
+def _length(size: int, start: int) -> int:
+    return size - start - DISK_END if start else size
+
+
+def data_disks() -> Iterator[kernel.Disk]:
+    """Yield the disks that are neither root, nor archive, nor the contract's volume."""
+    from casemate import cidata
+
+    for disk in kernel.disks():
+        if any(Path("/sys/block", disk.name, "holders").iterdir()) or disk.serial == ARCHIVE_SERIAL:
+            continue
+        if disk.size > DATA_START or (cidata.label(read(disk.path, 0, 64 << 10)) or "").lower() != "cidata":
+            yield disk
+
+
+def wait_for_disks(number: int) -> list[kernel.Disk]:
+    """Return the data disks; wait a while for as many as there are volumes."""
+    end, tell = time.monotonic() + PATIENCE, time.monotonic() + EVERY
+    while True:
+        found = list(data_disks())
+        if len(found) >= number:
+            return found
+        now, short = time.monotonic(), f"the contract has {number} volumes, and {len(found)} data disks are attached"
+        if now > end:
+            raise Stop("HPL02122E", short)
+        if now > tell:
+            say("HPL07019I", f"{short}: waiting for another {(end - now) / 60:.0f} minutes")
+            tell += EVERY
+        time.sleep(0.2)
+
+
+def read(path: str, start: int, size: int) -> bytes:
+    """Return bytes of a device, fewer where it ends before."""
+    with open(path, "rb", buffering=0) as file:  # noqa: PTH123
+        file.seek(start)
+        parts = []
+        while size > 0 and (part := file.read(min(size, MIB))):
+            parts.append(part)
+            size -= len(part)
+    return b"".join(parts)
+
+
+def examine(disk: kernel.Disk) -> Found:
+    """Say what a disk holds: a volume, an older volume without partitions, or nothing. Anything else stops."""
+    if disk.size < SMALLEST:
+        raise Stop(
+            "HPL02121E", f"disk {disk.name} has {disk.size // MIB} MiB; a data disk has {SMALLEST // MIB} at least"
+        )
+    being_made = read(disk.path, METADATA_START, len(BEING_MADE)) == BEING_MADE
+    refused = None
+    try:
+        found = _volume(disk, being_made)
+    except LuksError as error:
+        found, refused = None, error
+    if found is not None:
+        return found
+    if being_made:
+        return Found(disk, DATA_START, None)
+    if refused is not None:
+        raise Stop("HPL07016E", f"disk {disk.name} has a LUKS header that is not ours: {refused}")
+    for start, size in places(disk.size):
+        if read(disk.path, start, size).strip(b"\0"):
+            text = f"disk {disk.name} is not empty and holds no volume; only empty disks are made into volumes"
+            raise Stop("HPL02123E", text)
+    return Found(disk, DATA_START, None)
+
+
+def _volume(disk: kernel.Disk, being_made: bool) -> Found | None:
+    """Return the volume that begins at one of both places; raise :class:`LuksError` where it is none of ours."""
+    kinds: tuple[tuple[int, tuple[Expected, ...]], ...] = ((DATA_START, (OURS,)), (0, (OURS, OLDER)))
+    for start, expected in kinds:
+        beginning = read(disk.path, start, START)
+        if not is_luks(beginning):
+            continue
+        area = beginning + read(disk.path, start + START, luks_area_size(beginning) - START)
+        refused: LuksError | None = None
+        for kind in expected:
+            try:
+                headers = admitted(area, _length(disk.size, start), kind)
+            except LuksError as error:
+                refused = refused or error
+                continue
+            header = read_header(area)
+            # Older volumes have noise where no key slot is; in ours, something there is a key slot's that was removed.
+            clean = header.intact and (kind is OLDER or area[: len(headers)] == headers)
+            return Found(disk, start, headers, kind, None if clean else header.copy, being_made)
+        raise refused or LuksError("no kind of volume begins here")
+    return None
+
+
+def places(size: int) -> list[tuple[int, int]]:
+    """Return the places, offset and size, that have to be zeros on a disk that a volume is made on.
+
+    To read all of a large disk would take hours; this takes some MiB, spread over all of it.
+    """
+    ends = [(0, MIB), (METADATA_START, MIB), (DATA_START, MIB), (size - DISK_END, DISK_END)]
+    spread = (size * number // SAMPLES // 4096 * 4096 for number in range(SAMPLES))
+    return ends + [(place, 4096) for place in sorted({*spread, *_MAGIC_PLACES}) if place + 4096 <= size]
+
+
+# ------------------------------------------------------------------------------------------------- headers in memory
+
+
+def format_headers(name: str, found: Found, passphrase: bytes) -> bytes:
+    """Return the headers of a new volume, made in memory."""
+    file = HEADERS / f"{name}.new"
+    HEADERS.mkdir(mode=0o700, parents=True, exist_ok=True)
+    file.unlink(missing_ok=True)
+    try:
+        state.call(
+            *("cryptsetup", "luksFormat", *format_arguments(), "--key-file=-", "--header", str(file), found.disk.path),
+            stdin=passphrase,
+        )
+        return admitted(file.read_bytes().ljust(OURS.offset, b"\0"), found.length, OURS)
+    except (OSError, LuksError) as error:
+        raise Stop("HPL02002E", f"volume {name} can't be made: {error}") from None
+    finally:
+        file.unlink(missing_ok=True)
+
+
+def with_another(name: str, found: Found, headers: bytes, old: bytes, new: Path) -> bytes | None:
+    """Return headers with a second key slot, for the passphrase in the file ``new``; ``None`` where ``old`` opens none."""
+    file = HEADERS / f"{name}.new"
+    state.write(file, headers)
+    try:
+        state.call(
+            *("cryptsetup", "luksAddKey", "--batch-mode", *kdf_arguments(), "--key-file=-", str(file), str(new)),
+            stdin=old,
+        )
+        return admitted(file.read_bytes(), found.length, found.kind)
+    except (OSError, LuksError) as error:
+        if "ended with 2:" in str(error):
+            return None
+        raise Stop("HPL02125E", f"volume {name}: the passphrase can't be changed: {error}") from None
+    finally:
+        file.unlink()
+
+
+def unlocked(said: str) -> str | None:
+    """Return the number of the key slot that cryptsetup says it has opened."""
+    match = re.search(r"^Key slot (\d+) unlocked\.$", said, re.M)
+    return match[1] if match else None
+
+
+def slot_of(name: str, headers: bytes, passphrase: bytes) -> str | None:
+    """Return the key slot that a passphrase opens, without opening the volume; ``None``: none."""
+    file = HEADERS / f"{name}.new"
+    state.write(file, headers)
+    try:
+        return unlocked(
+            state.call(
+                *("cryptsetup", "open", "--test-passphrase", "--verbose", "--type", "luks2", "--batch-mode"),
+                *("--key-file=-", str(file)),
+                stdin=passphrase,
+            )
+        )
+    except OSError as error:
+        if "ended with 2:" in str(error):
+            return None
+        raise Stop("HPL02003E", f"volume {name} can't be opened: {error}") from None
+    finally:
+        file.unlink()
+
+
+def open_volume(name: str, found: Found, headers: bytes, passphrase: bytes) -> str | None:
+    """Map a volume with checked headers straight onto its disk; return the key slot, ``None`` for a wrong passphrase."""
+    file = HEADERS / f"{name}.open"
+    state.write(file, placed(headers, found.start))
+    try:
+        said = state.call(
+            *("cryptsetup", "open", "--verbose", "--type", "luks2", "--batch-mode", "--key-file=-"),
+            *("--perf-no_read_workqueue", "--perf-no_write_workqueue", "--header", str(file)),
+            *(found.disk.path, mapping(name)),
+            stdin=passphrase,
+            env={"DM_DISABLE_UDEV": "1"},
+        )
+    except OSError as error:
+        if "ended with 2:" in str(error):  # cryptsetup: no permission (bad passphrase)
+            return None
+        raise Stop("HPL02003E", f"volume {name} can't be opened: {error}") from None
+    finally:
+        file.unlink()
+    if (slot := unlocked(said)) is None:
+        raise Stop("HPL02003E", f"volume {name}: cryptsetup does not say which key slot it has opened")
+    return slot
+
+
+# ------------------------------------------------------------------------------------------------- matching
+
+
+def open_existing(name: str, found: Found) -> list[tuple[str, int]] | None:
+    """Open a volume with its passphrase; return the headers to be written, ``None`` where the passphrase isn't its."""
+    headers = found.headers or b""
+    slot = open_volume(name, found, headers, (state.PASSPHRASES / name).read_bytes())
+    if slot is None:
+        return None
+    steps = [] if found.copy is None else [_keep(f"{name}.mended", headers, found.copy)]
+    if len(read_header(headers).metadata["keyslots"]) > 1:  # a cut came when the passphrase was rolled
+        headers = with_only(headers, slot)
+        steps.append(_keep(f"{name}.one", headers))
+    _keep(name, headers)
+    return steps
+
+
+def roll(name: str, found: Found) -> list[tuple[str, int]] | None:
+    """Open a volume by an earlier passphrase and replace that; return the headers to be written, ``None``: none opens."""
+    headers = found.headers or b""
+    slots = read_header(headers).metadata["keyslots"]
+    earlier = state.PASSPHRASES / f"{name}.previous"
+    for old in earlier.read_bytes().split() if earlier.exists() else ():
+        steps = [] if found.copy is None else [_keep(f"{name}.mended", headers, found.copy)]
+        one = headers
+        if len(slots) > 1:  # a cut came when it was rolled to another passphrase than today's
+            if (slot := slot_of(name, headers, old)) is None:
+                continue
+            one = with_only(headers, slot)
+            steps.append(_keep(f"{name}.left", one))
+        both = with_another(name, found, one, old, state.PASSPHRASES / name)
+        if both is None:
+            continue
+        new = next(iter(read_header(both).metadata["keyslots"].keys() - read_header(one).metadata["keyslots"].keys()))
+        last = with_only(both, new)
+        if open_volume(name, found, last, (state.PASSPHRASES / name).read_bytes()) != new:
+            raise Stop("HPL02125E", f"volume {name} does not open with its new passphrase; it is left as it was")
+        _keep(name, last)
+        return [*steps, _keep(f"{name}.both", both), _keep(f"{name}.one", last)]
+    return None
+
+
+def _keep(file: str, headers: bytes, counts: int = 0) -> tuple[str, int]:
+    """Leave headers for ``hpl-storage``. Under the volume's own name stand those that the disk has in the end."""
+    state.write(HEADERS / file, headers)
+    return file, counts
+
+
+def service() -> None:
+    """Match volumes and disks, open what is there, prepare what is to be made, forget the passphrases."""
+    volumes = state.section("workload").get("volumes", {})
+    HEADERS.mkdir(mode=0o700, parents=True, exist_ok=True)
+    state.write_json(PLANS, [asdict(plan) for plan in prepare(volumes)] if volumes else [])
+    if volumes:
+        for file in list(state.PASSPHRASES.iterdir()):
+            file.unlink()
+        state.PASSPHRASES.rmdir()
+
+
+def prepare(volumes: dict[str, dict[str, str]]) -> list[Plan]:
+    """Open every volume of the contract; return what is to be written, and stop where any disk is not as it should be."""
+    found = [examine(disk) for disk in wait_for_disks(len(volumes))]
+    made: dict[str, Plan] = {}
+    for each in [each for each in found if each.headers is not None]:
+        # A passphrase is slow to try. Disks mostly come in the order of the volumes that were made on them.
+        for rolled, way in ((False, open_existing), (True, roll)):
+            for name in [name for name in volumes if name not in made]:
+                if (steps := way(name, each)) is not None:
+                    made[name] = _existing(name, volumes[name], each, steps, rolled)
+                    break
+            else:
+                continue
+            break
+        else:
+            raise Stop("HPL02003E", f"disk {each.disk.name} opens with no volume's seeds: it is another contract's")
+    waiting, empty = [name for name in volumes if name not in made], [each for each in found if each.headers is None]
+    if len(waiting) > len(empty):
+        raise Stop("HPL02122E", f"no empty disk is left for {', '.join(waiting)}")
+    for name, each in zip(waiting, empty, strict=False):
+        made[name] = _new(name, volumes[name], each)
+    return [made[name] for name in volumes]
+
+
+def _plan(name: str, volume: dict[str, str], found: Found, steps: list[tuple[str, int]], **more: bool) -> Plan:
+    filesystem, mount = volume.get("filesystem", "ext4"), volume.get("mount", "/mnt/data")
+    return Plan(
+        name, found.disk.name, found.disk.size, found.start, found.length, found.length - found.kind.offset,
+        filesystem, mount, steps,
+        being_made=found.being_made, **more,
+    )  # fmt: skip
+
+
+def _existing(name: str, volume: dict[str, str], found: Found, steps: list[tuple[str, int]], rolled: bool) -> Plan:
+    say("HPL07005I", f"Volume {name} has been opened on {found.disk.name}.")
+    plan = _plan(name, volume, found, steps, rolled=rolled)
+    size = filesystem_size(plan.filesystem, read(plan.device, 0, SUPERBLOCKS))
+    if size is None:
+        raise Stop("HPL02007E", f"volume {name} holds no file system of the kind {plan.filesystem}")
+    return replace(plan, grow=worth_growing(size, plan.room))
+
+
+def _new(name: str, volume: dict[str, str], found: Found) -> Plan:
+    plan = _plan(name, volume, found, [(name, 0)], make=True)
+    if plan.room < LEAST[plan.filesystem]:
+        least = (LEAST[plan.filesystem] + OURS.offset + DATA_START + DISK_END) // MIB
+        raise Stop("HPL02121E", f"disk {found.disk.name} is too small for {plan.filesystem}: {least} MiB at least")
+    passphrase = (state.PASSPHRASES / name).read_bytes()
+    headers = format_headers(name, found, passphrase)
+    if open_volume(name, found, headers, passphrase) is None:
+        raise Stop("HPL02003E", f"volume {name} can't be opened right after it was made")
+    _keep(name, headers)
+    return plan
+
+
+if __name__ == "__main__":
+    raise SystemExit(run(service, "HPL02120E"))
