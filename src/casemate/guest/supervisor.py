@@ -19,7 +19,7 @@ import select
 import subprocess
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from casemate.contract.workload import Health, Service
@@ -61,7 +61,7 @@ class _Run:
     complete: bool = False
     started: float | None = None
     again: int = 0
-    rest: float = FIRST_REST
+    rest: float = field(default_factory=lambda: FIRST_REST)
     due: float | None = None
     well: bool | None = None
     bad: int = 0
