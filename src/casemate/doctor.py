@@ -59,6 +59,8 @@ NEEDS = (
     Need("cpio", "cpio", "tests"),
     Need("zstd", "zstd", "tests"),
     Need("logger", "bsdutils", "tests"),
+    Need("podman", "podman", "tests"),
+    Need("crun", "crun", "tests"),
 )
 DAEMONS = {"docker-registry": "docker-registry.service", "rsyslog": "rsyslog.service syslog.socket"}
 """Packages that bring a service of their own, which nobody asked for here: installed, but not started."""
