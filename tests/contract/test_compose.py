@@ -474,6 +474,20 @@ def test_two_services_have_not_one_container_name() -> None:
     assert problems_of(document) == ["services.b.container_name: is that of a already"]
 
 
+@pytest.mark.parametrize("other", ["80:81", "79-81:79-81", {"target": 1, "published": 80}])
+def test_two_services_publish_not_one_port(other: Any) -> None:
+    document = {"services": {"a": {"image": IMAGE, "ports": ["80:80"]}, "b": {"image": IMAGE, "ports": [other]}}}
+    assert problems_of(document) == ["services.b.ports: 80 is published twice"]
+    document["services"]["b"]["ports"] = ["80:80/udp"]
+    assert problems_of(document) == []
+
+
+def test_nobody_waits_for_the_end_of_one_that_always_starts_again() -> None:
+    after = {"a": {"condition": "service_completed_successfully"}}
+    document = {"services": {"a": {"image": IMAGE, "restart": "always"}, "b": {"image": IMAGE, "depends_on": after}}}
+    assert problems_of(document) == ["services.b.depends_on: a is never complete, since it always starts again"]
+
+
 # ------------------------------------------------------------------------------------------------- restart, health
 
 

@@ -57,7 +57,10 @@ def refused(*objects: dict[str, Any], env: dict[str, str] | None = None) -> str:
 
 def test_a_pod_is_one_container_that_holds_its_network_and_its_containers() -> None:
     holder, one, two = translated(
-        pod({"ports": [{"containerPort": 80, "hostPort": 8080}, {"containerPort": 81}]}, hostname="here"),
+        pod(
+            {"ports": [{"containerPort": 80, "hostPort": 8080, "protocol": "tcp"}, {"containerPort": 81}]},
+            hostname="here",
+        ),
         {
             **pod(),
             "metadata": {"name": "other"},

@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 import posixpath
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -131,12 +131,26 @@ def translate(document: Mapping[str, Any], env: Mapping[str, str], places: Place
             text = "" if isinstance(image, ImageError) else image.canonical
             made[name] = _service(_Making(Service(name, name, text), raw, file, env, places, problems))
     with problems.caught():
-        taken: dict[str, str] = {}
-        for each in made.values():
-            if (other := taken.setdefault(each.container, each.name)) != each.name:
-                raise WorkloadError(f"services.{each.name}.container_name", f"is that of {other} already")
+        _apart(made.values())
+    with problems.caught():
         return Workload(list(ordered(made, "services")))
     return Workload(list(made.values()))
+
+
+def _apart(services: Iterable[Service]) -> None:
+    """Two services have not one container name, and publish not one port."""
+    names: dict[str, str] = {}
+    ports: dict[tuple[int, str], str] = {}
+    for each in services:
+        if (other := names.setdefault(each.container, each.name)) != each.name:
+            raise WorkloadError(f"services.{each.name}.container_name", f"is that of {other} already")
+        for option in each.options:
+            if option.startswith("--publish="):
+                span, _, rest = option.removeprefix("--publish=").partition(":")
+                first, _, last = span.partition("-")
+                for number in range(int(first), int(last or first) + 1):
+                    if (other := ports.setdefault((number, rest[-3:]), option + each.name)) != option + each.name:
+                        raise WorkloadError(f"services.{each.name}.ports", f"{number} is published twice")
 
 
 def _declared(document: Mapping[str, Any], problems: Problems) -> _File:

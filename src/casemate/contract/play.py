@@ -511,11 +511,11 @@ class _Pod:
         """Publish a port that has a ``hostPort``; without one it is only named."""
         entry = _fields(value, place, ("containerPort", "hostPort", "hostIP", "protocol", "name"))
         inside = whole(entry.get("containerPort"), f"{place}.containerPort", 1, 65535)
-        protocol = entry.get("protocol", "TCP")
-        if protocol not in ("TCP", "UDP") or entry.get("hostIP", "") not in ("", "0.0.0.0"):  # noqa: S104
+        protocol = plain(entry.get("protocol", "TCP"), f"{place}.protocol").lower()
+        if protocol not in ("tcp", "udp") or entry.get("hostIP", "") not in ("", "0.0.0.0"):  # noqa: S104
             raise WorkloadError(place, "the protocol is TCP or UDP, published at all addresses of the machine")
         if "hostPort" in entry:
-            outside = f"{whole(entry['hostPort'], f'{place}.hostPort', 1, 65535)}/{protocol.lower()}"
+            outside = f"{whole(entry['hostPort'], f'{place}.hostPort', 1, 65535)}/{protocol}"
             if (other := self.ports.setdefault(outside, place)) != place:
                 raise WorkloadError(f"{place}.hostPort", f"is published at {other} already")
             port, _, kind = outside.partition("/")

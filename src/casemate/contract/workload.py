@@ -251,6 +251,10 @@ def ordered(services: Mapping[str, Service], place: str) -> Iterator[Service]:
     for each in services.values():
         if lost := each.after.keys() - services.keys():
             raise WorkloadError(f"{place}.{each.name}.depends_on", f"no service {', '.join(sorted(lost))}")
+        for name, condition in each.after.items():
+            if condition == "service_completed_successfully" and services[name].restart.when == "always":
+                cause = f"{name} is never complete, since it always starts again"
+                raise WorkloadError(f"{place}.{each.name}.depends_on", cause)
     done: set[str] = set()
     waiting = dict(services)
     while waiting:
