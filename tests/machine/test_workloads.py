@@ -97,12 +97,12 @@ def composed(world: World) -> Iterator[tuple[Machine, Ask]]:
 
 
 def test_services_find_each_other_and_the_files_of_the_archive(composed: tuple[Machine, Ask]) -> None:
-    assert composed[1]("wget -qO- http://base/") == "of the archive\n\n"
-    assert composed[1]("cat /www/index.html") == "of the archive\n\n"
+    assert composed[1]("wget -qO- http://base/") == "of the archive\n"
+    assert composed[1]("cat /www/index.html") == "of the archive\n"
 
 
 def test_variables_are_those_of_the_contract_and_the_workloads_win(composed: tuple[Machine, Ask]) -> None:
-    assert composed[1]('echo "$GREETING|$FROM_FILE|$SECRET"') == f"hello of the workload|a b|{SECRET}\n\n"
+    assert composed[1]('echo "$GREETING|$FROM_FILE|$SECRET"') == f"hello of the workload|a b|{SECRET}\n"
 
 
 def test_the_public_record_is_there_and_read_only(composed: tuple[Machine, Ask]) -> None:
@@ -200,7 +200,7 @@ def played(world: World) -> Iterator[tuple[Machine, Ask]]:
 
 
 def test_init_containers_ran_in_their_order_before_the_server(played: tuple[Machine, Ask]) -> None:
-    page = "by the first container\nand the second\n\n"
+    page = "by the first container\nand the second\n"
     gateway = "$(ip route | awk '/default/ { print $3 }')"
     assert played[1](f"wget -qO- http://{gateway}:8080/") == page  # from pod to pod, as published
     assert played[1]("wget -qO- http://web/") == page
@@ -212,7 +212,7 @@ def test_containers_of_a_pod_share_its_network(played: tuple[Machine, Ask]) -> N
 
 
 def test_pods_have_the_contracts_variables_and_config_maps(played: tuple[Machine, Ask]) -> None:
-    assert played[1]('echo "$WHO|$MORE|$LEVEL|$SECRET"') == f"of the workload|of env|info|{SECRET}\n\n"
+    assert played[1]('echo "$WHO|$MORE|$LEVEL|$SECRET"') == f"of the workload|of env|info|{SECRET}\n"
     assert played[1]("cat /etc/app/app.conf /files/one").split("\n")[:2] == ["a = b", "of the archive"]
     assert "Read-only" in played[1]("touch /files/x") and "Read-only" in played[1]("touch /var/hyperprotect/x")
 

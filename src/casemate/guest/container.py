@@ -1,7 +1,7 @@
 """``hpl-container``: starts the containers of a workload, and stays with them until it ends.
 
 The rules are those of :mod:`casemate.guest.supervisor`; what becomes of a compose file or of pods is said by
-:mod:`casemate.contract.workload`. When the machine is told to stop, containers get fifteen seconds to end.
+:mod:`casemate.contract.workload`. When the machine is told to stop, containers get ten seconds to end.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ SCRATCH = Path("/var/lib/casemate/scratch")
 PAUSE = "/usr/bin/catatonit"
 HOLDERS = Path("/var/lib/casemate/holders")
 NETWORK = "workload"
-GRACE, STOP_PATIENCE = 5.0, 15
+GRACE, STOP_PATIENCE = 5.0, 10
 LONGEST_LINE = 32_768
 """Bytes of a variable that a file of variables can hold on its line; the engine reads no line above 64 KiB."""
 
@@ -210,8 +210,11 @@ class Podman:
 
     def stop(self) -> None:
         """Have all containers end, within the time that the unit grants."""
-        with suppress(OSError):
-            podman("stop", "--all", f"--time={STOP_PATIENCE}", timeout=STOP_PATIENCE + 7)
+        try:
+            podman("stop", "--all", f"--time={STOP_PATIENCE}", timeout=STOP_PATIENCE + 25)
+        except OSError:
+            with suppress(OSError):
+                podman("kill", "--all", timeout=10)
 
     def _holder(self, service: Service) -> tuple[str, ...]:
         """Make the root of a container that only holds what its pod shares: one program, which sleeps."""
