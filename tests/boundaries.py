@@ -24,9 +24,9 @@ OUTSIDE = ("image", "machine", "build", "demo", "doctor", "cli")
 GUEST = ("guest", "contract", "attestation", "luks", "certificates", "cidata", "errors", "secret")
 IN_THE_GUEST = {"cryptography", "yaml", "jsonschema"}
 HARMLESS = {
-    "__future__", "base64", "binascii", "collections", "concurrent", "copy", "dataclasses", "datetime", "difflib",
-    "enum", "functools", "gzip", "hashlib", "html", "io", "ipaddress", "itertools", "json", "math", "re", "secrets",
-    "string", "struct", "tarfile", "textwrap", "types", "typing", "unicodedata", "warnings", "zlib",
+    "__future__", "base64", "binascii", "collections", "concurrent", "contextlib", "copy", "dataclasses", "datetime", "difflib",
+    "enum", "functools", "gzip", "hashlib", "html", "io", "ipaddress", "itertools", "json", "math", "posixpath", "re",
+    "secrets", "shlex", "string", "struct", "tarfile", "textwrap", "types", "typing", "unicodedata", "warnings", "zlib",
 }  # fmt: skip
 EXCEPTIONS = {("contract/schema.py", "pathlib")}
 NEVER = {"pickle", "marshal", "shelve", "dill", "imp", "telnetlib", "ftplib", "xmlrpc"}

@@ -61,6 +61,8 @@ NEEDS = (
     Need("logger", "bsdutils", "tests"),
     Need("s390x-linux-gnu-as", "binutils-s390x-linux-gnu", "tests"),
     Need("qemu-system-s390x", "qemu-system-misc", "tests"),
+    Need("podman", "podman", "tests"),
+    Need("crun", "crun", "tests"),
 )
 DAEMONS = {"docker-registry": "docker-registry.service", "rsyslog": "rsyslog.service syslog.socket"}
 """Packages that bring a service of their own, which nobody asked for here: installed, but not started."""

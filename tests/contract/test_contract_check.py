@@ -193,7 +193,7 @@ def test_a_mistake_of_form_hides_no_other_problem(workload: Section, env: Sectio
         "env.logging.syslog.port",
         "env.signingKey",
         "workload.compose.archive, docker-compose.yaml, services.a.image",
-        "workload.compose.archive, docker-compose.yaml, services.b",
+        "workload.compose.archive, docker-compose.yaml, services.b.build",
         "workload.env.A",
         "workload.volumes.more.mount",
         "workload.volumes.more.seed",
@@ -265,7 +265,11 @@ def test_certificates_of_the_log_backend_are_read_where_there_is_a_clock(env: Se
         ("services: {db: {image: a, image: b}}", "a second time"),
         ("services: [", "not YAML"),
         ("service: {}", "no services"),
-        (f"services: {{db: {{image: 'a@{DIGEST}', environment: {{X: '$NONE'}}}}}}", "given by neither section"),
+        (f"services: {{db: {{image: 'a@{DIGEST}', environment: {{X: '$NONE'}}}}}}", "NONE is not set"),
+        (f"services: {{db: {{image: 'a@{DIGEST}', environment: [NONE]}}}}", "given by neither section"),
+        (f"services: {{db: {{image: 'a@{DIGEST}', volums: []}}}}", "did you mean volumes?"),
+        (f"services: {{db: {{image: 'a@{DIGEST}', volumes: ['/etc:/x']}}}}", "a directory of the system"),
+        (f"services: {{db: {{image: 'a@{DIGEST}', volumes: ['./x:/x']}}}}", "an empty directory"),
     ],
 )
 def test_a_compose_file_that_would_not_run_is_told(workload: Section, env: Section, text: str, cause: str) -> None:
@@ -310,12 +314,13 @@ def test_an_image_without_digest_is_told_whatever_the_registry_will_be(workload:
 
 @pytest.mark.parametrize("kind", ["resources", "templates", "archive"])
 def test_pods_are_checked_like_compose_files(workload: Section, env: Section, kind: str) -> None:
-    pod = {"apiVersion": "v1", "kind": "Pod", "spec": {"containers": [{"image": "a"}]}}
+    pod: Section = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "p"}}
+    pod["spec"] = {"containers": [{"name": "c", "image": "a"}]}
     play = {kind: write_archive({"pod.yaml": rewrite(pod).encode()}) if kind == "archive" else [pod]}
     section = {**change(workload, "compose", remove=True), "play": play}
     (problem,) = check_sections(section, env)
     assert "digest" in problem.text and problem.place.endswith("spec.containers[0].image")
-    pod["spec"] = {"containers": [{"image": f"a@{DIGEST}"}]}
+    pod["spec"] = {"containers": [{"name": "c", "image": f"a@{DIGEST}"}]}
     play = {kind: write_archive({"pod.yaml": rewrite(pod).encode()}) if kind == "archive" else [pod]}
     assert check_sections({**section, "play": play}, env) == []
 

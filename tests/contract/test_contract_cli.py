@@ -129,6 +129,16 @@ def test_a_compose_directory_is_sealed_with_its_section(run: Run, files: Path, s
     assert again == yaml.safe_load(plain)["compose"]["archive"]
 
 
+def test_a_compose_file_that_a_machine_would_refuse_is_not_sealed(run: Run, files: Path) -> None:
+    image = f"a@sha256:{'0' * 64}"
+    text = f"services: {{a: {{image: '{image}', volums: [], ports: [x]}}}}\n"
+    (files / "compose/docker-compose.yaml").write_text(text)
+    result = run("contract", "seal", "workload.yaml", *COMPOSE, *CERT, "-o", "w.token")
+    said = result.err
+    assert result.code == 1 and not (files / "w.token").exists()
+    assert "services.a.volums: not supported; did you mean volumes?" in said and "services.a.ports[0]: " in said
+
+
 def test_a_section_in_another_style_gets_its_archive_too(run: Run, files: Path, small: Pair) -> None:
     (files / "workload.yaml").write_text('{"type": "workload"}')
     assert run("contract", "check", "workload.yaml", *COMPOSE).code == 0

@@ -81,6 +81,10 @@ def test_a_canonical_reference_is_its_own_canonical_form(text: str) -> None:
         ("${NONE:-d}", "d"),
         ("${NONE-}", ""),
         ("${A:?must}", "a"),
+        ("${A:+x}", "x"),
+        ("${EMPTY:+x}", ""),
+        ("${EMPTY+x}", "x"),
+        ("${NONE+x}", ""),
         ("$$A", "$A"),
         ("${A}${A}", "aa"),
         ("plain", "plain"),
@@ -91,7 +95,7 @@ def test_variables_are_replaced_as_compose_does(text: str, value: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["$", "a$", "${", "${A", "${A:+x}", "${A/b/c}", "${!A}", "$1", "${A:-${B}}", "$(id)", "${A:-$B}", "${}"]
+    "text", ["$", "a$", "${", "${A", "${A:+$B}", "${A/b/c}", "${!A}", "$1", "${A:-${B}}", "$(id)", "${A:-$B}", "${}"]
 )
 def test_forms_that_are_not_understood_are_refused(text: str) -> None:
     with pytest.raises(ImageError, match="not understood"):

@@ -22,8 +22,8 @@ from casemate.contract import signature as signatures
 from casemate.contract.archive import write_archive
 from casemate.contract.images import parse_reference
 from casemate.contract.passphrase import passphrase
+from casemate.contract.workload import Service
 from casemate.guest import catch, container, contract, image, logging, lukspassphrase, registryauth, signature, state
-from casemate.guest.compose import Service
 from casemate.guest.report import Stop, run, say
 
 DIGEST = "sha256:" + "0123456789abcdef" * 4
@@ -184,14 +184,11 @@ def test_a_section_that_is_missing_or_no_yaml_stops(guest: Path, pair: Pair) -> 
     assert stop.id == "HPL05000E" and "MARK" not in stop.detail
 
 
-def test_only_compose_workloads_start(guest: Path, pair: Pair) -> None:
-    play = {
-        "resources": [{"kind": "Pod", "spec": {"containers": [{"name": "a", "image": f"r.example.com/db@{DIGEST}"}]}}]
-    }
-    section = workload(play=play)
+def test_confidential_containers_do_not_start(guest: Path, pair: Pair) -> None:
+    section = workload(**{"confidential-containers": {}})
     del section["compose"]
     deliver(section, env(pair))
-    assert stopped(contract.service).id in ("HPL05003E", "HPL05001E")
+    assert stopped(contract.service).id == "HPL05003E"
 
 
 # ------------------------------------------------------------------------------------------------- passphrases
@@ -454,28 +451,37 @@ def test_volumes_are_found_by_the_mount_point_of_the_contract() -> None:
     }
 
 
-def test_variables_reach_the_engine_by_file_or_environment_and_never_by_argument(
+def test_variables_reach_the_engine_by_file_or_as_its_secrets_and_never_by_argument_or_environment(
     guest: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recorder = guest / "engine"
     recorder.write_text(
         f"""#!/bin/sh
+[ "$1" = secret ] && cat >> {guest}/secrets
 for argument in "$@"; do
     echo "$argument" >> {guest}/arguments
     case "$argument" in --env-file=*) cat "${{argument#*=}}" > {guest}/file;; esac
 done
-env > {guest}/environment
+env >> {guest}/environment
 """
     )
     recorder.chmod(0o755)
     monkeypatch.setattr(container, "PODMAN", str(recorder))
-    variables = {"SHORT": "geheim one", "LONG": "geheim two\nthree", "CARRIAGE": "geheim four\r"}
-    container.start(Service("app", "app", "image", command=["run"], environment=variables), "net")
+    variables = {
+        "SHORT": "geheim one",
+        "LONG": "geheim two\nthree",
+        "CARRIAGE": "geheim four\r",
+        "BIG": "geheim" * 9999,
+    }
+    container.Podman("net").start(Service("app", "app", "image", command=["run"], environment=variables))
     arguments = (guest / "arguments").read_text()
-    assert "geheim" not in arguments
-    assert {"--env=LONG", "--env=CARRIAGE", "--name=app", "--network-alias=app", "run"} <= set(arguments.splitlines())
+    assert "geheim" not in arguments + (guest / "environment").read_text()
+    assert {
+        *("--secret=app-0,type=env,target=LONG", "--secret=app-1,type=env,target=CARRIAGE", "--name=app"),
+        *("--secret=app-2,type=env,target=BIG", "--network-alias=app", "run", "--pull=never"),
+    } <= set(arguments.splitlines())
     assert (guest / "file").read_text() == "SHORT=geheim one\n"
-    assert "LONG=geheim two" in (guest / "environment").read_text()
+    assert (guest / "secrets").read_bytes() == b"geheim two\nthreegeheim four\r" + b"geheim" * 9999
     assert everything(state.RUN) == {}  # the file of variables is gone
 
 

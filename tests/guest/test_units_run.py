@@ -21,6 +21,8 @@ import casemate
 UNITS = Path(casemate.__file__).parent / "guest/units"
 SERVICES = sorted(path.stem for path in UNITS.glob("hpl-*.service"))
 START = [name for name in SERVICES if not name.startswith("hpl-catch") and not (UNITS / f"{name}.timer").exists()]
+SENDERS = {"hpl-rsyslog": "rsyslog.conf", "hpl-logrouter": "logrouter.json"}
+"""Of both one starts, by the file that ``hpl-logging`` leaves for it."""
 DEBIAN = (
     "systemd-networkd.service",
     "systemd-journald.service",
@@ -47,6 +49,8 @@ class Run:
         for name, wanted in (("network-config", network_config), ("expiry.json", expiry)):
             if wanted:
                 (self.state / name).touch()
+        sender = fails if fails in SENDERS else "hpl-rsyslog"
+        (self.state / "logging" / SENDERS[sender]).touch()
         self.said.touch()
         units = directory / "units"
         units.mkdir()
@@ -91,7 +95,8 @@ exec {SYSTEMD} --system --unit=hyperprotect.target --log-target=null --show-stat
             elif (section == "[Service]" and key not in KEPT) or key in ("FailureAction", "JobTimeoutAction"):
                 continue
             lines.append(line.replace("/run/casemate", str(self.state)).replace("OnActiveSec=1min", "OnActiveSec=1s"))
-        text = "\n".join(lines).replace("Type=notify", "Type=exec") + "\n"
+        kind = "exec" if any(line.startswith("Restart=") for line in lines) else "oneshot"
+        text = "\n".join(lines).replace("Type=notify", f"Type={kind}") + "\n"
         if path.suffix != ".service":
             return text
         if "Restart=" in text and path.stem != self.fails:
@@ -149,7 +154,7 @@ def running(directory: Path, **how: object) -> Iterator[Run]:
 def test_all_services_start_and_success_is_said_last(tmp_path: Path) -> None:
     with running(tmp_path, network_config=True) as run:
         ran = run.wait_for("hpl-catch-success")
-    assert set(START) <= set(ran) and "hpl-catch-failure" not in ran
+    assert set(START) - {"hpl-logrouter"} <= set(ran) and "hpl-catch-failure" not in ran
     assert ran[-1] == "hpl-catch-success" and len(ran) == len(set(ran))
     order = {name: number for number, name in enumerate(ran)}
     assert order["hpl-network-config"] < order["systemd-networkd"] < order["hpl-network"]
@@ -161,9 +166,8 @@ def test_all_services_start_and_success_is_said_last(tmp_path: Path) -> None:
 def test_without_network_config_nothing_runs_for_it_and_the_rest_does(tmp_path: Path) -> None:
     with running(tmp_path) as run:
         ran = run.wait_for("hpl-catch-success")
-    assert (
-        "hpl-network-config" not in ran and "hpl-expiry" not in ran and set(START) - {"hpl-network-config"} <= set(ran)
-    )
+    assert "hpl-network-config" not in ran and "hpl-expiry" not in ran
+    assert set(START) - {"hpl-network-config", "hpl-logrouter"} <= set(ran)
 
 
 NEVER_AFTER = ("hpl-storage", "hpl-seal", "hpl-container", "hpl-catch-success")

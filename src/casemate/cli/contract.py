@@ -105,7 +105,7 @@ def seal(
     """Seal each FILE, a section or a public key, into a token that only the image can open.
 
     One FILE goes to standard output or to -o. Several are sealed in parallel, each into FILE.token beside it or in the
-    directory -o. A section is sealed as it is: `casemate contract check` it first.
+    directory -o. A section is sealed as it is: `casemate contract check` it first. What --compose packs is checked here.
 
     \b
     casemate contract seal env.yaml --cert encryption.crt -o env.token
@@ -526,7 +526,26 @@ def _to_seal(name: str, compose: str | None) -> bytes:
         raise CasemateError("is a token already", "seal the plain text", id="CONTRACT-TOKEN")
     if data.lstrip().startswith(b"-----BEGIN ") and b"PRIVATE KEY-----" in data:
         raise CasemateError("is a private key", "keep it to yourself; seal its public half", id="CONTRACT-KEY")
-    return data if compose is None else _with_archive(data, compose)
+    if compose is None:
+        return data
+    data = _with_archive(data, compose)
+    _refuse_what_would_not_run(data)
+    return data
+
+
+def _refuse_what_would_not_run(data: bytes) -> None:
+    """Tell everything that a machine would refuse of the compose file: what is sealed can't be looked at any more."""
+    from casemate.contract.check import check_workload, problems_stop
+    from casemate.contract.document import parse_section
+
+    problems = [
+        each for each in check_workload(parse_section(data)) if each.place.startswith("workload.compose.archive")
+    ]
+    _print_problems(problems, err=True)
+    if problems_stop(problems):
+        raise CasemateError(
+            "a machine would refuse the compose file", "correct what is told above", id="CONTRACT-WORKLOAD"
+        )
 
 
 def _with_archive(data: bytes, compose: str) -> bytes:

@@ -15,16 +15,27 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from casemate.contract.archive import Archive, read_archive
 from casemate.contract.document import KEYS, SECTIONS, Contract, exact, outer, parse_section
-from casemate.contract.errors import ContractError, DocumentError, ImageError, TokenError
-from casemate.contract.images import Reference, compose_images, parse_reference, pod_images, read_compose, variables
+from casemate.contract.errors import ContractError, DocumentError, ImageError, TokenError, printable
+from casemate.contract.images import (
+    OPEN,
+    Open,
+    Reference,
+    parse_reference,
+    play_images,
+    read_compose,
+    services_images,
+    variables,
+)
 from casemate.contract.keys import first_block, kinds, pem_of, validity
 from casemate.contract.schema import fulfils, schema
 from casemate.contract.token import has_form, is_token, load_public_key, open_token
+from casemate.contract.workload import Places, Problems, Workload
 
 if TYPE_CHECKING:
     import datetime
@@ -321,51 +332,82 @@ def _partners(workload: Section, env: Section) -> Iterator[Problem]:
 
 
 def _containers(workload: Section, env: Section | None) -> Iterator[Problem]:
-    """Every image is named by digest, or has a key; the archive is one; the variables are given."""
-    given = {**_variables(env or {}), **_variables(workload)}
+    """The containers are understood; every image is named by digest, or has a key; the variables are given."""
+    given: dict[str, str] = {**_variables(env or {}), **_variables(workload)}
+    if env is None:
+        given = Open(given)
     trusted = _trusted(workload)
     yield from trusted.problems
-    text = _mapping(workload.get("compose")).get("archive")
-    if isinstance(text, str):
-        place = "workload.compose.archive"
+    mounts = {str(volume.get("mount", "/mnt/data")): f"/volumes/{name}" for name, volume in _volumes(workload).items()}
+    if isinstance(text := _mapping(workload.get("compose")).get("archive"), str):
+        place = "compose.archive"
         try:
             archive = read_archive(text)
             name, content = archive.compose()
-            inside = f"{place}, {name}"
+            place = f"{place}, {name}"
             document = read_compose(content)
         except ContractError as error:
-            where = f"{place}, {error.where}" if error.where else place
+            where = ", ".join(filter(None, (f"workload.{place}", error.where)))
             yield Problem(where, _sentence(error), id="HPL06006E")
-        else:
-            yield from _services(inside, document, given, trusted, env is None)
-    for place, pod in _pods(workload):
-        if isinstance(pod, Problem):
-            yield pod
-        else:
-            for inside, image in pod_images(pod):
-                yield from _image(f"{place}.{inside}", image, trusted)
+            return
+        yield from _needed(f"workload.{place}", document, given)
+        yield from _images(services_images(place, document, given), trusted)
+        from casemate.contract import compose
+
+        made = compose.translate(
+            document, given, Places("/archive", "/scratch", mounts, archive.files), problems := Problems()
+        )
+        yield from (Problem(f"workload.{place}, {each.where}", each.cause, id="HPL08002E") for each in problems)
+        yield from _not_packed(f"workload.{place}", made, archive)
+    elif play := _mapping(workload.get("play")):
+        yield from _pods(play, given, mounts, trusted)
 
 
-def _services(inside: str, document: Any, given: dict[str, str], trusted: _Trust, is_open: bool) -> Iterator[Problem]:
-    """What is wrong with the services of a compose file. ``is_open``: the deployer may give more variables."""
-    lost = sorted(_unset(document) - given.keys())
-    if not is_open:
-        for variable in lost:
-            yield Problem(inside, f"the variable {variable} is used, and given by neither section", "warning")
-    elif lost:
-        yield Problem(inside, f"env has to give {', '.join(lost)}", "note")
-    for service, image in compose_images(document, _Open(given) if is_open else given).items():
-        yield from _image(_place(f"{inside}, services", [service]) + ".image", image, trusted)
+def _pods(play: Section, given: dict[str, str], mounts: dict[str, str], trusted: _Trust) -> Iterator[Problem]:
+    from casemate.contract import play as pods
+
+    manifests, problems = pods.read_play(play, given)
+    archive = Archive({})
+    if isinstance(play.get("archive"), str):
+        with suppress(ContractError):  # told of already
+            archive = read_archive(play["archive"])
+    yield from _images(play_images(manifests), trusted)
+    made = pods.translate(manifests, given, Places("/archive", "/scratch", mounts, archive.files), problems)
+    yield from (Problem(f"workload.{each.where}", each.cause, id="HPL15000E") for each in problems)
+    yield from _not_packed("workload.play.archive", made, archive)
 
 
-class _Open(dict[str, str]):
-    """Variables of which some come later: their values here are placeholders that no reference may depend on."""
+def _needed(place: str, document: Any, given: Mapping[str, str]) -> Iterator[Problem]:
+    """What the deployer has to give; and names without a value that nobody gives, which a container will not have."""
+    alone: set[str] = set()
+    for service in document["services"].values():
+        environment = _mapping(service).get("environment")
+        names = (
+            {name: None for name in environment if isinstance(name, str)}
+            if isinstance(environment, list)
+            else environment
+        )
+        alone |= {name for name, value in _mapping(names).items() if value is None and "=" not in name}
+    lost = sorted(name for name in alone - given.keys() if name.isprintable())
+    if isinstance(given, Open):
+        if wanted := sorted({*_unset(document), *lost} - given.keys()):
+            yield Problem(place, f"env has to give {', '.join(wanted)}", "note")
+    else:
+        for name in lost:
+            yield Problem(
+                place, f"the variable {name} is given by neither section: its container will not have it", "warning"
+            )
 
-    def get(self, name: str, default: Any = None) -> Any:
-        return super().get(name, OPEN)
 
-
-OPEN = "given-by-env.invalid"
+def _not_packed(place: str, made: Workload, archive: Archive) -> Iterator[Problem]:
+    """Relative mounts that the archive has nothing for: maybe a directory to write to, maybe a slip."""
+    there = {*archive.files, *archive.directories, "."}
+    for service in made.services:
+        for path in service.directories:
+            name = path.removeprefix("/archive").lstrip("/") or "."
+            if path.startswith("/archive") and name not in there:
+                text = f"the archive has no {printable(name)[:80]}: {service.name} gets an empty directory"
+                yield Problem(place, text, "warning")
 
 
 @dataclass(frozen=True, slots=True)
@@ -392,16 +434,13 @@ def _trusted(workload: Section) -> _Trust:
     return _Trust(frozenset(names), tuple(problems))
 
 
-def _image(place: str, image: Reference | ImageError, trusted: _Trust) -> Iterator[Problem]:
-    if isinstance(image, ImageError):
-        yield Problem(
-            place.removesuffix(".image") if not image.where.endswith(".image") else place,
-            _sentence(image),
-            id="HPL06009E",
-        )
-    elif image.digest is None and not _may_be_good(image, trusted):
-        text = "has neither a digest nor a key; write name@sha256:…, or add its key under images"
-        yield Problem(place, text, id="HPL06010E")
+def _images(found: Mapping[str, Reference | ImageError], trusted: _Trust) -> Iterator[Problem]:
+    for place, image in found.items():
+        if isinstance(image, ImageError):
+            yield Problem(f"workload.{place}", _sentence(image), id="HPL06009E")
+        elif image.digest is None and not _may_be_good(image, trusted):
+            text = "has neither a digest nor a key; write name@sha256:…, or add its key under images"
+            yield Problem(f"workload.{place}", text, id="HPL06010E")
 
 
 def _may_be_good(image: Reference, trusted: _Trust) -> bool:
@@ -426,39 +465,6 @@ def _unset(document: Any) -> set[str]:
         elif isinstance(value, str):
             found |= {name for name, needed in variables(value).items() if needed}
     return found
-
-
-def _pods(workload: Section) -> Iterator[tuple[str, Any]]:
-    """Give every Pod of a ``play`` section with its place, or a problem."""
-    play = _mapping(workload.get("play"))
-    for kind in ("resources", "templates"):
-        resources = play.get(kind)
-        for number, resource in enumerate(resources if isinstance(resources, list) else []):
-            if _mapping(resource).get("kind") == "Pod":
-                place = f"workload.play.{kind}[{number}]"
-                if kind == "templates" and "{{" in json.dumps(resource.get("spec")):
-                    yield place, Problem(place, "a template: its images are known in the machine only", "note")
-                else:
-                    yield place, resource
-    if isinstance(play.get("archive"), str):
-        place = "workload.play.archive"
-        try:
-            archive: Archive = read_archive(play["archive"])
-        except ContractError as error:
-            where = f"{place}, {error.where}" if error.where else place
-            yield where, Problem(where, _sentence(error), id="HPL15000E")
-            return
-        for name, content in archive.files.items():
-            if name.endswith((".yaml", ".yml")):
-                inside = f"{place}, {name}"
-                try:
-                    document = parse_section(content)
-                except DocumentError as error:
-                    where = f"{inside}, {error.where}" if error.where else inside
-                    yield inside, Problem(where, _sentence(error), id="HPL15000E")
-                    continue
-                if document.get("kind") == "Pod":
-                    yield inside, document
 
 
 # ------------------------------------------------------------------------------------------------- keys

@@ -112,6 +112,16 @@ def parse_section(data: bytes) -> dict[str, Any]:
 
 def parse(data: bytes, *, aliases: bool = False) -> Any:
     """Parse one YAML document. With ``aliases``, anchors, aliases and merge keys are understood, within the bounds."""
+    (document,) = _parse(data, aliases, many=False)
+    return document
+
+
+def parse_many(data: bytes) -> list[Any]:
+    """Parse a file of several YAML documents (``---``), as Kubernetes has them; anchors count as in :func:`parse`."""
+    return _parse(data, True, many=True)
+
+
+def _parse(data: bytes, aliases: bool, many: bool) -> list[Any]:
     import yaml
 
     if len(data) > LARGEST:
@@ -125,7 +135,7 @@ def parse(data: bytes, *, aliases: bool = False) -> Any:
         raise DocumentError("a character that YAML text may not hold; write it escaped", where=f"line {line}")
     loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     try:
-        return _Builder(yaml.parse(text, Loader=loader), aliases).document()
+        return list(_Builder(yaml.parse(text, Loader=loader), aliases).documents(many))
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         where = f"line {mark.line + 1}, column {mark.column + 1}" if mark else ""
@@ -178,15 +188,17 @@ class _Builder:
         self._nodes = 0
         self._depth = 0
 
-    def document(self) -> Any:
+    def documents(self, many: bool) -> Iterator[Any]:
         next(self._events)  # the start of the stream
-        if type(next(self._events)).__name__ == "StreamEndEvent":
+        if type(event := next(self._events)).__name__ == "StreamEndEvent":
             raise DocumentError("the text is empty")
-        value = self._value(next(self._events))
-        next(self._events)  # the end of the document
-        if type(event := next(self._events)).__name__ != "StreamEndEvent":
-            raise self._error("a second document; a contract is one", event)
-        return value
+        while type(event).__name__ != "StreamEndEvent":
+            yield self._value(next(self._events))
+            next(self._events)  # the end of the document
+            self._anchors.clear()
+            event = next(self._events)
+            if type(event).__name__ != "StreamEndEvent" and not many:
+                raise self._error("a second document; a contract is one", event)
 
     def _value(self, event: Any) -> Any:
         kind = type(event).__name__

@@ -51,3 +51,17 @@ class SeedError(ContractError):
     """A volume's seed is missing or is not one."""
 
     id = "CONTRACT-SEED"
+
+
+def printable(place: str) -> str:
+    """Return a place fit for a message, whatever the names in it are made of."""
+    return "".join(character if character.isprintable() else "?" for character in place)[:300]
+
+
+class WorkloadError(ContractError):
+    """A workload asks for something that is not understood. ``where`` is its place; no value is quoted."""
+
+    id = "CONTRACT-WORKLOAD"
+
+    def __init__(self, where: str, cause: str) -> None:
+        super().__init__(cause, where=printable(where))

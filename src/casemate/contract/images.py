@@ -4,19 +4,24 @@
     compose_images(compose_file, {"REGISTRY": "r.example.com"})   # {"db": Reference(...)}
 
 Of compose's interpolation these forms are understood, as its specification has them: ``$VAR``, ``${VAR}``,
-``${VAR:-default}``, ``${VAR-default}``, ``${VAR:?text}``, ``${VAR?text}``, and ``$$`` for a dollar. Anything else
+``${VAR:-default}``, ``${VAR-default}``, ``${VAR:+text}``, ``${VAR+text}``, ``${VAR:?text}``, ``${VAR?text}``, and ``$$`` for a
+dollar. Anything else
 after a dollar, nested forms included, is an error: a guess here would admit an image that nobody named.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from casemate.contract.archive import read_archive
 from casemate.contract.document import parse
-from casemate.contract.errors import DocumentError, ImageError
+from casemate.contract.errors import ContractError, DocumentError, ImageError, printable
+
+if TYPE_CHECKING:
+    from casemate.contract.play import Manifest
 
 DEFAULT_REGISTRY = "docker.io"
 DEFAULT_AUTHS_KEY = "https://index.docker.io/v1/"
@@ -30,8 +35,18 @@ _REFERENCE = re.compile(
 )
 _VARIABLE = re.compile(
     r"\$(?:(?P<dollar>\$)|(?P<name>[A-Za-z_][A-Za-z0-9_]*)"
-    r"|\{(?P<braced>[A-Za-z_][A-Za-z0-9_]*)(?:(?P<how>:?[-?])(?P<rest>[^${}]*))?\})"
+    r"|\{(?P<braced>[A-Za-z_][A-Za-z0-9_]*)(?:(?P<how>:?[-+?])(?P<rest>[^${}]*))?\})"
 )
+
+OPEN = "given-by-env.invalid"
+
+
+class Open(dict[str, str]):
+    """Variables of which some come later: their values are placeholders that nothing may depend on."""
+
+    def get(self, name: str, default: Any = None) -> Any:
+        """Return a variable, or the placeholder."""
+        return super().get(name, OPEN)
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,14 +115,17 @@ def variables(text: str) -> dict[str, bool]:
     names: dict[str, bool] = {}
     for match in _VARIABLE.finditer(text):
         if name := match["name"] or match["braced"]:
-            names[name] = names.get(name, False) or not (match["how"] or "").endswith("-")
+            names[name] = names.get(name, False) or not (match["how"] or "").endswith(("-", "+"))
     return names
 
 
 def _value(match: re.Match[str], env: Mapping[str, str]) -> str:
     name, how = match["name"] or match["braced"], match["how"] or ""
     value = env.get(name)
-    if value is not None and not (how.startswith(":") and value == ""):
+    is_set = value is not None and not (how.startswith(":") and value == "")
+    if how.endswith("+"):
+        return match["rest"] if is_set else ""
+    if value is not None and is_set:
         return value
     if how.endswith("-"):
         return match["rest"]
@@ -148,20 +166,66 @@ def compose_images(document: Mapping[str, Any], env: Mapping[str, str]) -> dict[
     return found
 
 
+def workload_images(workload: Mapping[str, Any], env: Mapping[str, str]) -> dict[str, Reference | ImageError]:
+    """Return every image of a workload section, of compose or play, by its place, or what is wrong there.
+
+        {"compose.archive, docker-compose.yaml, services.db.image": Reference(…)}
+        {"play.resources[0].spec.containers[0].image": Reference(…)}
+
+    Where an archive, a file in it or a template can't be read, that is an entry too. Raises nothing.
+    """
+    from casemate.contract.play import read_play
+
+    compose = workload.get("compose")
+    if not isinstance(compose, dict):
+        manifests, problems = read_play(workload.get("play"), env)
+        errors = {each.where: ImageError(each.cause, where=each.where) for each in problems}
+        return {**errors, **play_images(manifests)}
+    where = "compose.archive"
+    try:
+        name, text = read_archive(str(compose.get("archive"))).compose()
+        where = f"compose.archive, {name}"
+        return services_images(where, read_compose(text), env)
+    except ContractError as error:
+        place = ", ".join(filter(None, (where, error.where)))
+        return {place: ImageError(error.cause, error.cure, place)}
+
+
+def services_images(
+    where: str, document: Mapping[str, Any], env: Mapping[str, str]
+) -> dict[str, Reference | ImageError]:
+    """Return the images of a compose file by their places in the section."""
+    found: dict[str, Reference | ImageError] = {}
+    for service, image in compose_images(document, env).items():
+        inside = image.where if isinstance(image, ImageError) else f"services.{service}.image"
+        found[printable(f"{where}, {inside}")] = image
+    return found
+
+
+def play_images(manifests: Iterable[Manifest]) -> dict[str, Reference | ImageError]:
+    """Return the images of all Pods among the objects of a ``play`` section by their places in it."""
+    return {
+        f"{each.place}.{inside}": image
+        for each in manifests
+        if each.kind == "Pod"
+        for inside, image in pod_images(each.document)
+    }
+
+
 def pod_images(document: Mapping[str, Any]) -> Iterator[tuple[str, Reference | ImageError]]:
     """Give place and image of every container of a Kubernetes ``Pod``, or what is wrong with it."""
-    spec = document.get("spec")
+    spec = _folded(document).get("spec")
     if not isinstance(spec, dict):
         yield "spec", ImageError("a Pod has no spec")
         return
     for kind in ("initContainers", "containers", "ephemeralContainers"):
-        containers = spec.get(kind, [])
+        containers = _folded(spec).get(kind.lower(), [])
         if not isinstance(containers, list):
             yield f"spec.{kind}", ImageError("is not a list")
             continue
         for number, container in enumerate(containers):
             place = f"spec.{kind}[{number}].image"
-            image = container.get("image") if isinstance(container, dict) else None
+            image = _folded(container).get("image") if isinstance(container, dict) else None
             if not isinstance(image, str):
                 yield place, ImageError("has no image", "give `image: registry/path@sha256:…`")
                 continue
@@ -169,3 +233,8 @@ def pod_images(document: Mapping[str, Any]) -> Iterator[tuple[str, Reference | I
                 yield place, parse_reference(image)
             except ImageError as error:
                 yield place, error
+
+
+def _folded(value: Mapping[str, Any]) -> dict[str, Any]:
+    """Kubernetes' tools take the names of fields whatever their capitals; two that differ in these are refused later."""
+    return {key.lower(): item for key, item in value.items()}

@@ -1,29 +1,41 @@
-"""``hpl-container``: writes the archive's files out and starts the containers, in the order that they ask for."""
+"""``hpl-container``: starts the containers of a workload, and stays with them until it ends.
+
+The rules are those of :mod:`casemate.guest.supervisor`; what becomes of a compose file or of pods is said by
+:mod:`casemate.contract.workload`. When the machine is told to stop, containers get ten seconds to end.
+"""
 
 from __future__ import annotations
 
 import os
 import re
 import shutil
+import signal
+import socket
 import stat
+import subprocess
 import time
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from casemate.contract.archive import Archive, read_archive
 from casemate.contract.errors import ContractError
-from casemate.contract.images import read_compose
+from casemate.contract.workload import Places, Problems, Service, Workload
 from casemate.guest import kernel, state
-from casemate.guest.compose import ComposeError, Places, Service, of_several_lines, services
 from casemate.guest.report import Stop, run, say
 from casemate.guest.storage import VOLUMES
+from casemate.guest.supervisor import Supervisor
 
 PODMAN = "/usr/bin/podman"
 ARCHIVE = Path("/var/lib/casemate/workload")
 SCRATCH = Path("/var/lib/casemate/scratch")
+PAUSE = "/usr/bin/catatonit"
+HOLDERS = Path("/var/lib/casemate/holders")
 NETWORK = "workload"
-HEALTH_PATIENCE = 600.0
+GRACE, STOP_PATIENCE = 5.0, 10
+LONGEST_LINE = 32_768
+"""Bytes of a variable that a file of variables can hold on its line; the engine reads no line above 64 KiB."""
 
 
 def unpack(archive: Archive, directory: Path) -> None:
@@ -47,7 +59,7 @@ def prepare(service: Service) -> dict[str, str]:
     for number, path in enumerate(dict.fromkeys(service.mounts)):
         descriptor = open_beneath(path, make=path in service.directories)
         try:
-            place = state.RUN / "mounts" / service.name / str(number)
+            place = state.RUN / "mounts" / service.container / str(number)
             place.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             place.mkdir() if stat.S_ISDIR(os.fstat(descriptor).st_mode) else place.touch()
             kernel.mount(f"/proc/self/fd/{descriptor}", str(place), flags=kernel.MS_BIND)
@@ -81,60 +93,165 @@ def open_beneath(path: str, *, make: bool) -> int:
     return here
 
 
+def understood(section: Mapping[str, Any], environment: Mapping[str, str]) -> tuple[Archive, Workload]:
+    """Return the archive of a workload section, and the containers that the section asks for."""
+    problems = Problems()
+    mounts = mount_points(section.get("volumes", {}))
+    try:
+        if "compose" in section:
+            from casemate.contract import compose
+            from casemate.contract.images import read_compose
+
+            archive = read_archive(section["compose"]["archive"])
+            _, text = archive.compose()
+            places = Places(str(ARCHIVE), str(SCRATCH), mounts, archive.files)
+            workload = compose.translate(read_compose(text), environment, places, problems)
+        else:
+            from casemate.contract import play
+
+            packed = section["play"].get("archive")
+            archive = read_archive(packed) if packed is not None else Archive({})
+            places = Places(str(ARCHIVE), str(SCRATCH), mounts, archive.files)
+            manifests, problems = play.read_play(section["play"], environment)
+            workload = play.translate(manifests, environment, places, problems)
+    except ContractError as error:
+        raise Stop("HPL08002E", str(error)) from None
+    for problem in problems:
+        raise Stop("HPL08002E", str(problem)) if "compose" in section else Stop("HPL15000E", str(problem))
+    for service in workload.services:
+        if not service.image and not service.holds_pod:
+            raise Stop("HPL08002E", f"service {service.name}: has no image")
+    return archive, workload
+
+
 _EXITS = {125: "its options are not possible", 126: "its command can't be run", 127: "its command is not there"}
 
 
-def start(service: Service, network: str | None) -> None:
-    """Start one container. Its variables go by a file, or, those of several lines, by the engine's environment.
+class Podman:
+    """The container engine. What it says of a failure is not told: it may quote a command, and with it a secret."""
 
-    What the engine says of a failure is not told: it may quote the command, and with it a secret.
-    """
-    options = list(service.options)
-    for path, place in prepare(service).items():
-        options = [option.replace(f"--volume={path}:", f"--volume={place}:") for option in options]
-    longer = {name: value for name, value in service.environment.items() if of_several_lines(value)}
-    lines = {name: value for name, value in service.environment.items() if name not in longer}
-    variables = state.RUN / "environment" / service.name
-    state.write(variables, "".join(f"{name}={value}\n" for name, value in lines.items()))
-    options += [f"--name={service.container}", f"--env-file={variables}", *(f"--env={name}" for name in longer)]
-    if network is not None:
-        options += [f"--network={network}", f"--network-alias={service.name}"]
-    try:
-        state.call(
-            *(
-                PODMAN,
-                "run",
-                "--detach",
-                "--pull=never",
-                "--log-driver=journald",
-                "--log-opt=tag={{.ImageName}}",
-                *options,
-            ),
-            *(service.image, *service.command),
-            env=longer,
-        )
-    except OSError as error:
-        found = re.search(r"ended with (\d+)", str(error))
-        code = int(found[1]) if found else 0
-        text = _EXITS.get(code, f"the engine ended with {code}")
-        raise Stop("HPL08004E", f"service {service.name} does not start: {text}") from None
-    finally:
-        variables.unlink(missing_ok=True)
+    def __init__(self, network: str | None) -> None:
+        self._network = network
 
+    def start(self, service: Service) -> int | None:
+        """Make and start a container; see :class:`casemate.guest.supervisor.Engine`.
 
-def wait_for(other: Service, condition: str) -> None:
-    """Wait until what another service waits for holds."""
-    end = time.monotonic() + HEALTH_PATIENCE
-    if condition == "service_completed_successfully" and state.call(PODMAN, "wait", other.container).strip() != "0":
-        raise Stop("HPL08004E", f"service {other.name} did not complete successfully")
-    while condition == "service_healthy":
+        Its variables go by a file, and those that a line can't hold as secrets of the engine, kept in memory.
+        """
+        options = list(service.options)
+        for path, place in prepare(service).items():
+            options = [option.replace(f"--volume={path}:", f"--volume={place}:") for option in options]
+        long = {name: text for name, text in service.environment.items() if not fits_a_line(text)}
+        lines = [f"{name}={text}\n" for name, text in service.environment.items() if name not in long]
+        variables = state.RUN / "environment" / service.container
+        state.write(variables, "".join(lines))
+        for number, (name, text) in enumerate(long.items()):
+            secret = f"{service.container}-{number}"
+            store = f"--driver-opts=path={state.RUN / 'secrets'}"
+            try:
+                podman("secret", "create", store, secret, "-", stdin=text.encode())
+            except OSError:
+                raise Stop("HPL08004E", f"service {service.name}: the variable {name} can't be handed over") from None
+            options.append(f"--secret={secret},type=env,target={name}")
+        options += [f"--name={service.container}", f"--env-file={variables}"]
+        if self._network is not None and not any(option.startswith("--network=") for option in options):
+            options += [f"--network={self._network}", f"--network-alias={service.name}"]
+        what = self._holder(service) if service.holds_pod else ("--pull=never", service.image)
         try:
-            state.call(PODMAN, "healthcheck", "run", other.container, timeout=60)
-            return
+            podman(
+                *("run", "--detach", "--log-driver=journald", "--log-opt=tag={{.ImageName}}"),
+                *(f"--conmon-pidfile={self._pidfile(service)}", *options),
+                *(*what, *service.command),
+            )
+        except OSError as error:
+            found = re.search(r"ended with (\d+)", str(error))
+            code = int(found[1]) if found else 0
+            text = _EXITS.get(code, f"the engine ended with {code}")
+            raise Stop("HPL08004E", f"service {service.name} does not start: {text}") from None
+        finally:
+            variables.unlink(missing_ok=True)
+        return self._watcher(service)
+
+    def start_again(self, service: Service) -> int | None:
+        """Start a container that has ended, as it was made."""
+        try:
+            podman("start", service.container)
         except OSError:
-            if time.monotonic() > end:
-                raise Stop("HPL08004E", f"service {other.name} did not become healthy") from None
-            time.sleep(1)
+            raise Stop("HPL08004E", f"service {service.name} does not start again") from None
+        return self._watcher(service)
+
+    def code(self, service: Service) -> int:
+        """Return the exit status of a container whose watcher has ended."""
+        for _ in range(50):
+            try:
+                status, code = podman(
+                    "inspect", "--format={{.State.Status}} {{.State.ExitCode}}", service.container
+                ).split()
+            except (OSError, ValueError):
+                break
+            if status in ("exited", "stopped"):
+                return int(code)
+            time.sleep(0.1)
+        raise Stop("HPL08004E", f"service {service.name} is no longer watched by the engine")
+
+    def ask(self, service: Service) -> subprocess.Popen[bytes]:
+        """Run the health check of a container."""
+        return subprocess.Popen(
+            [PODMAN, "healthcheck", "run", service.container],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            env={**state.ENVIRON, **_ENGINE},
+        )
+
+    def kill(self, service: Service) -> None:
+        """End a container at once; it may have ended meanwhile."""
+        with suppress(OSError):
+            podman("kill", service.container)
+
+    def stop(self) -> None:
+        """Have all containers end, within the time that the unit grants."""
+        try:
+            podman("stop", "--all", f"--time={STOP_PATIENCE}", timeout=STOP_PATIENCE + 25)
+        except OSError:
+            with suppress(OSError):
+                podman("kill", "--all", timeout=10)
+
+    def _holder(self, service: Service) -> tuple[str, ...]:
+        """Make the root of a container that only holds what its pod shares: one program, which sleeps."""
+        root = HOLDERS / service.name
+        root.mkdir(parents=True)
+        shutil.copy(PAUSE, root / "pause")
+        return ("--read-only", "--cap-drop=all", "--rootfs", str(root), "/pause", "-P")
+
+    def _pidfile(self, service: Service) -> Path:
+        return state.RUN / "watchers" / service.container
+
+    def _watcher(self, service: Service) -> int | None:
+        try:
+            pid = int(self._pidfile(service).read_text())
+            watcher = os.pidfd_open(pid)
+            if Path(f"/proc/{pid}/comm").read_text().strip() == "conmon":
+                return watcher
+            os.close(watcher)
+        except (OSError, ValueError):
+            pass
+        return None
+
+
+_ENGINE = {
+    "DISABLE_HC_SYSTEMD": "true"
+}  # health checks are ours to run: without this the engine wants systemd's timers
+
+
+def podman(*arguments: str, stdin: bytes = b"", timeout: float = 600) -> str:
+    """Run the engine."""
+    return state.call(PODMAN, *arguments, stdin=stdin, timeout=timeout, env=_ENGINE)
+
+
+def fits_a_line(text: str) -> bool:
+    """Whether a file of ``NAME=value`` lines can hold a value."""
+    return "\n" not in text and "\r" not in text and len(text.encode()) <= LONGEST_LINE
 
 
 def mount_points(volumes: Mapping[str, Mapping[str, str]]) -> dict[str, str]:
@@ -142,33 +259,57 @@ def mount_points(volumes: Mapping[str, Mapping[str, str]]) -> dict[str, str]:
     return {volume.get("mount", "/mnt/data"): str(VOLUMES / name) for name, volume in volumes.items()}
 
 
+def write_files(workload: Workload) -> None:
+    """Write what pods have of their ConfigMaps."""
+    for directory in workload.directories:
+        Path(directory).mkdir(parents=True)
+    for name, (mode, content) in workload.files.items():
+        path = Path(name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+        path.chmod(mode)
+
+
+def tell_ready(address: str | None) -> None:
+    """Tell systemd that the unit is up, see ``sd_notify(3)``: what waits for it goes on."""
+    if address:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as notify:
+            notify.connect(address.replace("@", "\0", 1) if address.startswith("@") else address)
+            notify.sendall(b"READY=1")
+
+
 def service() -> None:
-    """Unpack, translate, start."""
+    """Unpack, translate, start, stay; where the workload is complete, stop the machine."""
     for left in (state.CONTRACT, state.SEEDS, state.PASSPHRASES):
         if left.exists():
             raise Stop("HPL08006E", "seeds, passphrases or sections are still there: no container starts")
-    workload = state.section("workload")
-    try:
-        archive = read_archive(workload["compose"]["archive"])
-        _, text = archive.compose()
-        document = read_compose(text)
-        places = Places(str(ARCHIVE), str(SCRATCH), mount_points(workload.get("volumes", {})))
-        found = services(document, state.read_json(state.ENVIRONMENT), places)
-    except (ContractError, ComposeError) as error:
-        raise Stop("HPL08002E", str(error)) from None
+    archive, workload = understood(state.section("workload"), state.read_json(state.ENVIRONMENT))
     unpack(archive, ARCHIVE)
+    write_files(workload)
+    pods = [each for each in workload.services if each.holds_pod]
     network = None
-    if len(found) > 1:
+    if sum(each.pod is None for each in workload.services) > 1:
         network = NETWORK
-        state.call(PODMAN, "network", "create", NETWORK)
+        podman("network", "create", NETWORK)
+    for directory in ("watchers", "secrets"):
+        (state.RUN / directory).mkdir(mode=0o700)
     shutil.rmtree(state.SECTIONS)  # from here on workloads run, and none should find what it doesn't need
     state.ENVIRONMENT.unlink()
-    by_name = {each.name: each for each in found}
-    for each in found:
-        for other, condition in each.after.items():
-            wait_for(by_name[other], condition)
-        start(each, network)
-        say("HPL08008I", f"service {each.name} has been started")
+
+    def ready() -> None:
+        for pod in pods:
+            say("HPL15004I", f"pod {pod.name} has been started")
+        tell_ready(os.environ.pop("NOTIFY_SOCKET", None))
+
+    engine = Podman(network)
+    supervisor = Supervisor(workload.services, engine, ready)
+    signal.signal(signal.SIGTERM, lambda *_: supervisor.stop())
+    if not supervisor.run():
+        engine.stop()
+        return
+    say("HPL10002I", f"The workload is complete: the machine stops in {GRACE:.0f} seconds.")
+    time.sleep(GRACE)
+    subprocess.run(["/usr/bin/systemctl", "--no-block", "poweroff"], check=True)
 
 
 if __name__ == "__main__":

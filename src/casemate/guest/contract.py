@@ -37,8 +37,8 @@ def read_sections() -> tuple[dict[str, Any], dict[str, Any]]:
         say(problem.id, str(problem))
     if problems_stop(problems):
         raise Stop(errors[0].id, str(errors[0]))
-    if "compose" not in workload:
-        raise Stop("HPL05003E", "workload: this version starts `compose` workloads only")
+    if "compose" not in workload and "play" not in workload:
+        raise Stop("HPL05003E", "workload: this version starts `compose` and `play` workloads only")
     return workload, env
 
 

@@ -11,9 +11,7 @@ import json
 import shutil
 from typing import Any
 
-from casemate.contract.archive import read_archive
-from casemate.contract.errors import ContractError
-from casemate.contract.images import Reference, compose_images, read_compose
+from casemate.contract.images import Reference, workload_images
 from casemate.guest import state
 from casemate.guest.report import Stop, run, say
 
@@ -22,20 +20,13 @@ ATTEMPTS = 3
 
 
 def admitted(workload: dict[str, Any], environment: dict[str, str]) -> list[Reference]:
-    """Return the images of the compose file; every one has a digest."""
-    try:
-        _, text = read_archive(workload["compose"]["archive"]).compose()
-        images = compose_images(read_compose(text), environment)
-    except ContractError as error:
-        raise Stop("HPL06009E", str(error)) from None
+    """Return the images of the workload; every one has a digest."""
     found: dict[str, Reference] = {}
-    for service_name, image in images.items():
+    for place, image in workload_images(workload, environment).items():
         if not isinstance(image, Reference):
             raise Stop("HPL06009E", str(image))
         if image.digest is None:
-            raise Stop(
-                "HPL06010E", f"service {service_name}: this version admits images by digest only (name@sha256:…)"
-            )
+            raise Stop("HPL06010E", f"{place}: this version admits images by digest only (name@sha256:…)")
         found[image.canonical] = image
     return list(found.values())
 

@@ -27,6 +27,9 @@ EXPIRY = RUN / "expiry.json"
 PUBLIC = Path("/run/casemate-public")
 """What every program of the guest may read: the resolver's configuration, the policy for images."""
 
+ENVIRON = {"PATH": "/usr/sbin:/usr/bin", "HOME": "/run/casemate", "LC_ALL": "C.UTF-8"}
+"""The whole environment of the programs that services run."""
+
 
 def write(path: Path, content: bytes | str, mode: int = 0o600) -> None:
     """Write a file that nobody else could read in between; its directory is made where it is missing."""
@@ -64,7 +67,7 @@ def call(*command: str, stdin: bytes = b"", timeout: float = 600, env: dict[str,
             capture_output=True,
             timeout=timeout,
             check=False,
-            env={"PATH": "/usr/sbin:/usr/bin", "HOME": "/run/casemate", "LC_ALL": "C.UTF-8", **(env or {})},
+            env={**ENVIRON, **(env or {})},
         )
     except subprocess.TimeoutExpired:
         raise OSError(f"{command[0]} did not end within {timeout:.0f} seconds") from None

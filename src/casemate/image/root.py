@@ -32,7 +32,7 @@ EPOCH = 1672531200
 PACKAGES = (
     *("systemd", "systemd-sysv", "udev", "kmod"),
     *("cryptsetup-bin", "dmsetup", "e2fsprogs", "xfsprogs", "btrfs-progs", "fdisk"),
-    *("podman", "crun", "conmon", "iptables", "ca-certificates"),
+    *("podman", "crun", "conmon", "catatonit", "iptables", "ca-certificates"),
     *("rsyslog", "rsyslog-gnutls"),
     *("python3-minimal", "python3-cryptography", "python3-yaml", "python3-jsonschema"),
 )

@@ -8,11 +8,21 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from casemate.contract.images import read_compose
-from casemate.guest.compose import ComposeError, Places, Service, services
+from casemate.contract import compose
+from casemate.contract.errors import WorkloadError
+from casemate.contract.images import Open, read_compose
+from casemate.contract.workload import Health, Places, Problems, Restart, Service
 
 IMAGE = "registry.example.com/app@sha256:" + "0" * 64
 PLACES = Places("/w/archive", "/w/scratch", {"/mnt/data": "/var/volumes/data", "/mnt/data/logs": "/var/volumes/logs"})
+
+
+def services(document: dict[str, Any], env: dict[str, str], places: Places) -> list[Service]:
+    """As the machine does: the first problem stops it."""
+    made = compose.translate(document, env, places, problems := Problems())
+    for problem in problems:
+        raise problem
+    return made.services
 
 
 def translate(env: dict[str, str] | None = None, **service: Any) -> Service:
@@ -21,7 +31,7 @@ def translate(env: dict[str, str] | None = None, **service: Any) -> Service:
 
 
 def refused(**service: Any) -> str:
-    with pytest.raises(ComposeError) as error:
+    with pytest.raises(WorkloadError) as error:
         translate(**service)
     return str(error.value)
 
@@ -47,9 +57,21 @@ def refused(**service: Any) -> str:
         ("tmpfs", ["/tmp", "/run"], ["--tmpfs=/tmp", "--tmpfs=/run"]),
         ("sysctls", {"net.core.somaxconn": 1024}, ["--sysctl=net.core.somaxconn=1024"]),
         ("ulimits", {"nofile": {"soft": 10, "hard": 20}, "nproc": 5}, ["--ulimit=nofile=10:20", "--ulimit=nproc=5"]),
-        ("restart", "on-failure:3", ["--restart=on-failure:3"]),
-        ("restart", "no", ["--restart=no"]),
-        ("healthcheck", {"test": ["CMD-SHELL", "true"]}, ["--health-cmd=true", "--health-interval=disable"]),
+        ("healthcheck", {"test": ["CMD-SHELL", "true"]}, ["--health-cmd=true"]),
+        ("healthcheck", {"test": ["CMD", "a", "b c"]}, ['--health-cmd=["a", "b c"]']),
+        ("healthcheck", {"disable": True}, ["--no-healthcheck"]),
+        ("stop_grace_period", "1m30s", ["--stop-timeout=90"]),
+        ("extra_hosts", {"db": "10.0.0.2"}, ["--add-host=db:10.0.0.2"]),
+        ("extra_hosts", ["db=10.0.0.2", "a:10.0.0.3"], ["--add-host=db:10.0.0.2", "--add-host=a:10.0.0.3"]),
+        ("network_mode", "none", ["--network=none"]),
+        ("network_mode", "bridge", []),
+        ("networks", {"default": {"aliases": ["a", "b"]}}, ["--network-alias=a", "--network-alias=b"]),
+        ("deploy", {"resources": {"limits": {"cpus": "0.5", "memory": "64M"}}}, ["--cpus=0.5", "--memory=64M"]),
+        ("deploy", {"replicas": 1}, []),
+        ("scale", 1, []),
+        ("logging", {"driver": "json-file"}, []),
+        ("stdin_open", True, ["--interactive"]),
+        ("command", None, []),
         ("healthcheck", {"test": ["NONE"]}, ["--no-healthcheck"]),
         ("labels", {"a": "b"}, []),
         ("x-own", {"any": "thing"}, []),
@@ -61,16 +83,16 @@ def test_what_is_understood_becomes_an_option(key: str, value: Any, options: lis
 
 @pytest.mark.parametrize(
     "key",
-    ["network_mode", "build", "extends", "cgroup_parent", "userns_mode", "secrets", "configs", "env_file", "volumes_from",
-     "links", "runtime", "pid_mode", "device_cgroup_rules", "profiles", "deploy", "uts", "cgroup", "isolation", "gpus"],
+    ["network_mode", "cgroup_parent", "userns_mode", "secrets", "configs", "env_file", "volumes_from", "links", "runtime",
+     "pid_mode", "device_cgroup_rules", "profiles", "deploy", "uts", "cgroup", "isolation", "gpus", "mac_address", "scale"],
 )  # fmt: skip
 def test_a_key_that_is_not_understood_is_refused_by_name(key: str) -> None:
     assert refused(**{key: "x"}).startswith(f"services.app.{key}")
 
 
-@pytest.mark.parametrize("key", ["secrets", "configs", "include", "models"])
+@pytest.mark.parametrize("key", ["include", "models", "service"])
 def test_a_key_of_the_file_that_is_not_understood_is_refused_by_name(key: str) -> None:
-    with pytest.raises(ComposeError, match=key):
+    with pytest.raises(WorkloadError, match=key):
         services({"services": {"app": {"image": IMAGE}}, key: {}}, {}, PLACES)
 
 
@@ -100,7 +122,16 @@ def test_a_key_of_the_file_that_is_not_understood_is_refused_by_name(key: str) -
         ("depends_on", ["nobody"]),
         ("depends_on", {"app": {"condition": "whenever"}}),
         ("environment", "A=b"),
-        ("environment", ["A"]),
+        ("env_file", ["missing.env"]),
+        ("env_file", {"path": "/etc/passwd"}),
+        ("env_file", "../up.env"),
+        ("secrets", ["undeclared"]),
+        ("deploy", {"replicas": 2}),
+        ("deploy", {"placement": {}}),
+        ("healthcheck", {"test": "true", "interval": "often"}),
+        ("healthcheck", {"test": "true", "retry": 1}),
+        ("network_mode", "host"),
+        ("scale", 2),
         ("environment", {"A": ["b"]}),
         ("ulimits", ["nofile"]),
         ("networks", ["front", "back"]),
@@ -120,7 +151,7 @@ def test_false_in_quotes_or_from_a_variable_is_not_true() -> None:
     "networks", [{"front": {"internal": True}}, {"front": None, "back": None}, {"front": {"driver": "host"}}, ["front"]]
 )
 def test_networks_that_isolate_are_refused_since_there_is_one_for_all(networks: Any) -> None:
-    with pytest.raises(ComposeError, match="networks"):
+    with pytest.raises(WorkloadError, match="networks"):
         services({"services": {"app": {"image": IMAGE}}, "networks": networks}, {}, PLACES)
 
 
@@ -131,7 +162,7 @@ def test_a_network_without_options_is_the_one_that_there_is() -> None:
 
 @pytest.mark.parametrize("name", ["../../etc/x", "a/b", "-v", "", "a" * 65, "a\nb", ".hidden"])
 def test_a_service_has_a_name_that_names_no_path_and_no_option(name: str) -> None:
-    with pytest.raises(ComposeError, match="name of a service"):
+    with pytest.raises(WorkloadError, match="name of a service"):
         services({"services": {name: {"image": IMAGE, "container_name": "fine"}}}, {}, PLACES)
 
 
@@ -167,23 +198,18 @@ def test_variables_never_stand_in_arguments(given_: Any) -> None:
 
 
 def test_values_are_texts_as_written() -> None:
-    made = translate(environment={"A": 1, "B": True, "C": None, "D": "a=b", "E": "$$HOME"})
+    made = translate(environment={"A": 1, "B": True, "C": "", "D": "a=b", "E": "$$HOME"})
     assert made.environment == {"A": "1", "B": "true", "C": "", "D": "a=b", "E": "$HOME"}
+
+
+@pytest.mark.parametrize("given_", [["A", "B"], {"A": None, "B": None}])
+def test_a_name_alone_has_the_value_of_the_contract_or_is_not_there(given_: Any) -> None:
+    assert translate({"A": "of the contract"}, environment=given_).environment == {"A": "of the contract"}
 
 
 @pytest.mark.parametrize("name", ["", "A B", "A=B", "A\nLD_PRELOAD", "#A", "A*", "1A", "é"])
 def test_a_name_that_a_file_of_variables_would_read_as_something_else_is_refused(name: str) -> None:
     assert "environment" in refused(environment={name: "x"})
-
-
-@pytest.mark.parametrize(
-    "name",
-    ["LD_PRELOAD", "LD_LIBRARY_PATH", "PATH", "HOME", "CONTAINERS_CONF", "CONTAINER_HOST", "STORAGE_DRIVER", "TMPDIR",
-     "XDG_RUNTIME_DIR", "REGISTRY_AUTH_FILE", "GODEBUG", "https_proxy", "SSL_CERT_FILE", "NOTIFY_SOCKET", "_X"],
-)  # fmt: skip
-def test_a_value_of_several_lines_can_not_be_obeyed_by_the_engine_itself(name: str) -> None:
-    assert name in refused(environment={name: "/var/lib/casemate/workload/evil.so:\n"})
-    assert translate(environment={name: "one line"}).environment == {name: "one line"}
 
 
 def test_a_key_or_certificate_of_several_lines_is_a_value() -> None:
@@ -192,7 +218,7 @@ def test_a_key_or_certificate_of_several_lines_is_a_value() -> None:
 
 
 def test_a_variable_that_nobody_gave_is_refused_without_its_neighbours_values() -> None:
-    with pytest.raises(ComposeError) as error:
+    with pytest.raises(WorkloadError) as error:
         translate({"SECRET": "geheim"}, environment={"A": "${SECRET}${MISSING}"})
     assert "MISSING" in str(error.value) and "geheim" not in str(error.value)
 
@@ -209,6 +235,8 @@ def test_a_variable_that_nobody_gave_is_refused_without_its_neighbours_values() 
         ("53:5353/udp", "53:5353/udp"),
         ({"target": 80, "published": "8080"}, "8080:80/tcp"),
         ({"target": 53, "protocol": "udp"}, "53:53/udp"),
+        ("0.0.0.0:80:8080", "80:8080/tcp"),
+        ("90-92:80-82", "90-92:80-82/tcp"),
     ],
 )
 def test_ports(port: Any, option: str) -> None:
@@ -216,7 +244,9 @@ def test_ports(port: Any, option: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "port", ["0:80", "80:65536", "127.0.0.1:80:80", "80-90:80-90", "x", "80:80/sctp", "80:80\n", {}, {"target": True}, None]
+    "port",
+    ["0:80", "80:65536", "127.0.0.1:80:80", "80-90:80-91", "90-80", "80-90:80", "x", "80:80/sctp", "80:80\n",
+     {}, {"target": True}, None],
 )  # fmt: skip
 def test_what_is_no_port_is_refused(port: Any) -> None:
     assert "ports" in refused(ports=[port])
@@ -244,6 +274,7 @@ def test_what_is_no_port_is_refused(port: Any) -> None:
         ("named:/n", "named:/n"),
         ({"type": "bind", "source": "./conf", "target": "/conf", "read_only": True}, "/w/archive/conf:/conf:ro"),
         ({"source": "named", "target": "/n"}, "named:/n"),
+        ({"type": "bind", "source": "conf", "target": "/conf"}, "/w/archive/conf:/conf"),
     ],
 )
 def test_where_a_mount_comes_from(mount: Any, option: str) -> None:
@@ -280,7 +311,8 @@ def test_a_directory_of_the_guest_is_refused(source: str) -> None:
         "./a:/b:ro,exec",
         "undeclared:/x",
         "na/me:/x",
-        {"type": "tmpfs", "target": "/x"},
+        {"type": "cluster", "target": "/x"},
+        {"type": "bind", "source": "./a", "target": "/x", "bind": {"propagation": "shared"}},
         {"source": "./a"},
         {"source": "./a,b", "target": "/x"},
         {"source": "./a", "target": "/x:y"},
@@ -296,7 +328,7 @@ def test_a_mount_of_another_form_is_refused(mount: Any) -> None:
     "options", [{"driver_opts": {"type": "none", "o": "bind", "device": "/"}}, {"external": True}, "x"]
 )
 def test_a_named_volume_with_options_is_refused(options: Any) -> None:
-    with pytest.raises(ComposeError, match="volumes"):
+    with pytest.raises(WorkloadError, match="volumes"):
         services({"services": {"app": {"image": IMAGE}}, "volumes": {"named": options}}, {}, PLACES)
 
 
@@ -308,7 +340,7 @@ PATHS = st.text(st.sampled_from("./ab~mntdv\\"), max_size=30)
 def test_no_source_reaches_the_guest(source: str) -> None:
     try:
         made = translate(volumes=[f"{source}:/x"])
-    except ComposeError:
+    except WorkloadError:
         return
     for path in made.mounts + made.directories:
         assert ".." not in path.split("/")
@@ -332,7 +364,7 @@ def test_a_service_starts_after_those_that_it_waits_for() -> None:
     "after", [{"a": ["a"]}, {"a": ["b"], "b": ["a"]}, {"a": ["b"], "b": ["c"], "c": ["a"], "d": []}]
 )
 def test_services_that_wait_for_each_other_are_refused(after: dict[str, list[str]]) -> None:
-    with pytest.raises(ComposeError, match="wait for each other"):
+    with pytest.raises(WorkloadError, match="wait for each other"):
         order(**after)
 
 
@@ -342,7 +374,7 @@ def test_the_order_keeps_every_wish_or_there_is_none(after: dict[str, list[str]]
         return
     try:
         found = order(**after)
-    except ComposeError:
+    except WorkloadError:
         return
     assert sorted(found) == sorted(after)
     assert all(found.index(other) < found.index(name) for name, needs in after.items() for other in needs)
@@ -366,7 +398,7 @@ KEYS = st.sampled_from(
 def test_any_values_are_translated_or_refused_and_nothing_else(service: dict[str, Any], top: dict[str, Any]) -> None:
     try:
         made = services({"services": {"app": {"image": IMAGE, **service}}, **top}, {}, PLACES)
-    except ComposeError:
+    except WorkloadError:
         return
     for each in made:
         assert all(isinstance(option, str) and option.startswith("--") for option in each.options)
@@ -390,6 +422,159 @@ def test_a_whole_file_as_people_write_it() -> None:
     assert (db.name, web.name, web.after) == ("db", "web", {"db": "service_healthy"})
     assert db.options == [
         *("--volume=/var/volumes/data:/var/lib/postgresql/data",),
-        *('--health-cmd=["pg_isready"]', "--health-interval=disable"),
+        '--health-cmd=["pg_isready"]',
     ]
-    assert db.environment == {"POSTGRES_PASSWORD": "geheim"} and db.healthcheck
+    assert db.environment == {"POSTGRES_PASSWORD": "geheim"} and db.health == Health()
+    assert web.restart == Restart("always")
+
+
+# ------------------------------------------------------------------------------------------------- every problem at once
+
+
+def problems_of(document: dict[str, Any], env: dict[str, str] | None = None) -> list[str]:
+    compose.translate(document, {} if env is None else env, PLACES, problems := Problems())
+    return [str(problem) for problem in problems]
+
+
+def test_every_problem_is_told_with_its_place_and_the_nearest_key() -> None:
+    told = problems_of(
+        {
+            "services": {
+                "a": {"image": IMAGE, "volums": [], "ports": ["x", "80:80", "y"], "volumes": ["../a:/b", "/etc:/c"]},
+                "b": {"image": IMAGE, "restart": "sometimes", "environment": {"A": "$NONE"}, "depends_on": ["c"]},
+            },
+            "network": {},
+        }
+    )
+    assert [line.partition(": ")[0] for line in told] == [
+        "network",
+        "services.a.volums",
+        "services.a.ports[0]",
+        "services.a.ports[2]",
+        "services.a.volumes[0]",
+        "services.a.volumes[1]",
+        "services.b.environment",
+        "services.b.restart",
+        "services.b.depends_on",
+    ]
+    assert "did you mean volumes?" in told[1] and "did you mean networks?" in told[0]
+
+
+def test_what_hangs_on_the_deployers_variables_is_left_open_and_the_rest_is_not() -> None:
+    service = {"image": IMAGE, "ports": ["${PORT}:80"], "restart": "sometimes", "cpus": "${CPUS}"}
+    told = problems_of({"services": {"a": service}}, Open({}))
+    assert [line.partition(": ")[0] for line in told] == ["services.a.restart"]
+    assert problems_of({"services": {"a": service}}, {"PORT": "x", "CPUS": "1"})[0].startswith("services.a.ports[0]")
+
+
+def test_two_services_have_not_one_container_name() -> None:
+    document = {
+        "services": {"a": {"image": IMAGE, "container_name": "x"}, "b": {"image": IMAGE, "container_name": "x"}}
+    }
+    assert problems_of(document) == ["services.b.container_name: is that of a already"]
+
+
+@pytest.mark.parametrize("other", ["80:81", "79-81:79-81", {"target": 1, "published": 80}])
+def test_two_services_publish_not_one_port(other: Any) -> None:
+    document = {"services": {"a": {"image": IMAGE, "ports": ["80:80"]}, "b": {"image": IMAGE, "ports": [other]}}}
+    assert problems_of(document) == ["services.b.ports: 80 is published twice"]
+    document["services"]["b"]["ports"] = ["80:80/udp"]
+    assert problems_of(document) == []
+
+
+def test_nobody_waits_for_the_end_of_one_that_always_starts_again() -> None:
+    after = {"a": {"condition": "service_completed_successfully"}}
+    document = {"services": {"a": {"image": IMAGE, "restart": "always"}, "b": {"image": IMAGE, "depends_on": after}}}
+    assert problems_of(document) == ["services.b.depends_on: a is never complete, since it always starts again"]
+
+
+# ------------------------------------------------------------------------------------------------- restart, health
+
+
+@pytest.mark.parametrize(
+    ("text", "restart"),
+    [
+        ("no", Restart("never")),
+        ("always", Restart("always")),
+        ("unless-stopped", Restart("always")),
+        ("on-failure", Restart("failure")),
+        ("on-failure:3", Restart("failure", 3)),
+    ],
+)
+def test_restart_policies(text: str, restart: Restart) -> None:
+    assert translate(restart=text).restart == restart
+    assert translate().restart == Restart("never")
+
+
+def test_a_restart_policy_of_deploy_counts_where_there_is_no_other() -> None:
+    deploy = {"restart_policy": {"condition": "on-failure", "max_attempts": 2}}
+    assert translate(deploy=deploy).restart == Restart("failure", 2)
+    assert translate(deploy=deploy, restart="no").restart == Restart("never")
+
+
+@pytest.mark.parametrize(
+    ("restart", "ends"),
+    [
+        (Restart("never"), {(0, 0): False, (1, 0): False}),
+        (Restart("always"), {(0, 0): True, (1, 99): True}),
+        (Restart("failure"), {(0, 0): False, (1, 0): True, (1, 999): True}),
+        (Restart("failure", 2), {(0, 0): False, (1, 0): True, (1, 1): True, (1, 2): False}),
+    ],
+)
+def test_what_a_restart_policy_says(restart: Restart, ends: dict[tuple[int, int], bool]) -> None:
+    assert {end: restart.again(*end) for end in ends} == ends
+
+
+def test_times_of_a_health_check() -> None:
+    check = {"test": "true", "interval": "1m30s", "timeout": "500ms", "start_period": "1h", "retries": 5}
+    assert translate(healthcheck=check).health == Health(90.0, 0.5, 3600.0, 5)
+
+
+# ------------------------------------------------------------------------------------------------- files of the archive
+
+ENV_FILE = b"""# a comment
+A=one   # behind
+export B='$A and # all'
+C="two\\nlines $GIVEN"
+D=
+E= spaces
+F=$GIVEN/x
+"""
+
+
+def with_files(env: dict[str, str] | None = None, files: dict[str, bytes] | None = None, **service: Any) -> Service:
+    places = Places("/w/archive", "/w/scratch", {}, files or {"a.env": ENV_FILE, "conf/b.env": b"A=of b\n"})
+    document = {"services": {"app": {"image": IMAGE, **service}}, "secrets": {"key": {"file": "key.pem"}}}
+    (made,) = services(document, env or {"GIVEN": "g"}, places)
+    return made
+
+
+def test_variables_of_a_file_of_the_archive() -> None:
+    made = with_files(env_file="./a.env", environment={"A": "of the compose file"})
+    assert made.environment == {
+        **{"A": "of the compose file", "B": "$A and # all", "C": "two\nlines g", "D": "", "E": "spaces", "F": "g/x"},
+    }
+    assert with_files(env_file=["a.env", {"path": "conf/b.env"}]).environment["A"] == "of b"
+    assert with_files(env_file=[{"path": "none.env", "required": False}]).environment == {}
+
+
+@pytest.mark.parametrize("line", [b"A", b"A='x", b'A="x', b"=x", b"A B=x", b"A=$NONE", b"\xff=1", b"A='x'y"])
+def test_a_file_of_variables_that_is_not_understood_is_refused(line: bytes) -> None:
+    with pytest.raises(WorkloadError, match=r"env_file, a\.env"):
+        with_files(files={"a.env": line}, env_file="a.env")
+
+
+@given(st.binary(max_size=60))
+@settings(max_examples=300)
+def test_no_file_of_variables_raises_anything_else(content: bytes) -> None:
+    try:
+        found = compose.read_env_file(content, {"A": "b"}, "x")
+    except WorkloadError:
+        return
+    assert all(name and "=" not in name for name in found)
+
+
+def test_a_secret_is_a_file_of_the_archive_mounted_read_only() -> None:
+    assert with_files(secrets=["key"]).options == ["--volume=/w/archive/key.pem:/run/secrets/key:ro"]
+    (option,) = with_files(secrets=[{"source": "key", "target": "/etc/key"}]).options
+    assert option == "--volume=/w/archive/key.pem:/etc/key:ro"

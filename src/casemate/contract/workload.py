@@ -1,0 +1,267 @@
+"""What a workload is once it is understood: containers, in one form for compose files and for pods.
+
+``contract.compose`` and ``contract.play`` make it, ``hpl-container`` starts it. Making it is pure, so the host tells of
+everything that the machine would refuse. Whatever is not understood is refused by name: a container that starts with less
+than its author wrote down is worse than one that doesn't start.
+
+Mounts: ``./path`` is a file of the archive, or, where it has none of this name, an empty directory beside its files; a path at
+or below a volume's mount point is that volume; ``/var/hyperprotect`` is the public record, read-only; every other absolute
+path is a directory on the encrypted root that is made empty for the workload. No path of the guest itself can be reached.
+"""
+
+from __future__ import annotations
+
+import posixpath
+import re
+import shlex
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from casemate.contract.errors import WorkloadError
+
+
+class Problems(list[WorkloadError]):
+    """What was refused so far: the host shows all of it, the machine stops at the first."""
+
+    @contextmanager
+    def caught(self) -> Iterator[None]:
+        """Keep what is raised inside, and go on behind."""
+        try:
+            yield
+        except WorkloadError as error:
+            self.append(error)
+
+
+@dataclass(frozen=True, slots=True)
+class Restart:
+    """Whether a container that has ended starts again: ``when``, and after failures at ``most`` how often (``None``: always)."""
+
+    when: Literal["never", "failure", "always"] = "never"
+    most: int | None = None
+
+    def again(self, code: int, times: int) -> bool:
+        """Whether it does, after an end with ``code`` when it was started anew ``times`` already."""
+        if self.when == "always":
+            return True
+        return self.when == "failure" and code != 0 and (self.most is None or times < self.most)
+
+
+@dataclass(frozen=True, slots=True)
+class Health:
+    """How often, in seconds, a container is asked for its health, and what is made of the answers.
+
+    Answers within ``start_period`` that are bad don't count; ``retries`` bad ones in a row make it unhealthy. With ``kills``
+    an unhealthy container is ended, and its restart policy says what follows.
+    """
+
+    interval: float = 30.0
+    timeout: float = 30.0
+    start_period: float = 0.0
+    retries: int = 3
+    kills: bool = False
+
+
+@dataclass(slots=True)
+class Service:
+    """One container: the engine's options, its variables (they never stand in arguments), what it waits for.
+
+    ``name`` is the author's, ``container`` the engine's. ``after`` has a condition by the name of another: ``service_started``,
+    ``service_healthy``, ``service_completed_successfully``. ``mounts`` are the paths of the guest that it is given, of which
+    ``directories`` are made where they are missing. ``pod`` names the pod whose network it shares. One that ``holds_pod`` has no
+    image: it runs nothing, holds the network of its pod, and ends with the machine.
+    """
+
+    name: str
+    container: str
+    image: str
+    options: list[str] = field(default_factory=list)
+    command: list[str] = field(default_factory=list)
+    environment: dict[str, str] = field(default_factory=dict)
+    after: dict[str, str] = field(default_factory=dict)
+    directories: list[str] = field(default_factory=list)
+    mounts: list[str] = field(default_factory=list)
+    restart: Restart = Restart()
+    health: Health | None = None
+    pod: str | None = None
+    holds_pod: bool = False
+
+
+@dataclass(slots=True)
+class Workload:
+    """Containers in an order in which each comes after those that it waits for.
+
+    ``files`` are written for them: mode and content by path in the guest; ``directories`` are theirs, and may stay empty.
+    """
+
+    services: list[Service] = field(default_factory=list)
+    files: dict[str, tuple[int, bytes]] = field(default_factory=dict, repr=False)
+    directories: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class Places:
+    """Where things are in the guest: the archive's files, scratch directories, and volumes by mount point.
+
+    ``files`` is what the archive holds; the bytes are there for files of variables.
+    """
+
+    archive: str
+    scratch: str
+    volumes: Mapping[str, str]
+    files: Mapping[str, bytes] = field(default_factory=dict, repr=False)
+
+
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
+VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,255}")
+_SYSTEM = re.compile(r"/(proc|sys|dev|run|etc|usr|s?bin|lib(32|64|x32)?|boot|root|var)?(/|$)")
+_DURATION = re.compile(
+    r"(?=.)(?:([0-9]{1,5})h)?(?:([0-9]{1,5})m)?(?:([0-9]{1,6}(?:\.[0-9]{1,6})?)s)?(?:([0-9]{1,8})ms)?"
+)
+
+
+def not_known(place: str, key: str, known: Iterable[str]) -> WorkloadError:
+    """Return the error for a key that is not understood, with the nearest known one."""
+    import difflib
+
+    near = difflib.get_close_matches(key, list(known), 1, 0.75)
+    hint = f"; did you mean {near[0]}?" if near else ""
+    return WorkloadError(f"{place}.{key[:60]}" if place else key[:60], f"not supported{hint}")
+
+
+def plain(value: Any, place: str) -> str:
+    """Return text, or a number as text."""
+    if isinstance(value, bool) or not isinstance(value, (str, int, float)):
+        raise WorkloadError(place, "must be text")
+    if "\0" in str(value):
+        raise WorkloadError(place, "has a NUL character")
+    return str(value)
+
+
+def flag(value: Any, place: str) -> bool:
+    """True or false; as text too, since variables are text: a quoted ``"false"`` must not be true."""
+    if value is True or value is False:
+        return value
+    if value not in ("true", "false"):
+        raise WorkloadError(place, "must be true or false")
+    return bool(value == "true")
+
+
+def listed(value: Any, place: str) -> list[Any]:
+    """Return a list."""
+    if not isinstance(value, list):
+        raise WorkloadError(place, "must be a list")
+    return value
+
+
+def mapped(value: Any, place: str) -> dict[str, Any]:
+    """Return a mapping; nothing is an empty one."""
+    if not isinstance(value, dict) and value is not None:
+        raise WorkloadError(place, "must be a mapping")
+    return value or {}
+
+
+def only(value: Any, place: str, known: Iterable[str]) -> dict[str, Any]:
+    """Return a mapping without a key that is not known."""
+    found = mapped(value, place)
+    for key in found:
+        if key not in known:
+            raise not_known(place, key, known)
+    return found
+
+
+def words(value: Any, place: str) -> list[str]:
+    """Return the words of a command, given as a list or as a line."""
+    try:
+        found = shlex.split(value) if isinstance(value, str) else [plain(item, place) for item in listed(value, place)]
+    except ValueError:
+        raise WorkloadError(place, "quotes don't match") from None
+    if not found or any("\0" in word for word in found):
+        raise WorkloadError(place, "is empty, or has a NUL character")
+    return found
+
+
+def whole(value: Any, place: str, least: int = 0, most: int = 2**31) -> int:
+    """Return a whole number within its bounds."""
+    text = plain(value, place)
+    if not re.fullmatch("-?[0-9]{1,10}", text) or not least <= int(text) <= most:
+        raise WorkloadError(place, f"must be a whole number from {least} to {most}")
+    return int(text)
+
+
+def seconds(value: Any, place: str) -> float:
+    """Return a duration as compose writes it (``1m30s``, ``500ms``), in seconds."""
+    match = _DURATION.fullmatch(plain(value, place))
+    if not match:
+        raise WorkloadError(place, "write a duration such as 30s or 1m30s")
+    hours, minutes, rest, thousandths = match.groups(default="0")
+    return int(hours) * 3600 + int(minutes) * 60 + float(rest) + int(thousandths) / 1000
+
+
+def variables(found: Mapping[str, str], place: str) -> dict[str, str]:
+    """Return variables whose names and values a container can have."""
+    for name, text in found.items():
+        if not VARIABLE.fullmatch(name):
+            raise WorkloadError(place, "a name has letters, digits, _ . - only, and starts with a letter or _")
+        if "\0" in text or len(text.encode()) > 120_000:
+            raise WorkloadError(f"{place}.{name}", "has a NUL character, or more than 120000 bytes")
+    return dict(found)
+
+
+def mount(made: Service, source: str, target: str, read_only: bool, place: str, places: Places) -> None:
+    """Give a path to a container, under the rules of this module. ``source`` begins with ``.`` or ``/``."""
+    host, fixed = _source(made, source, place, places)
+    made.mounts.append(host)
+    made.options.append(volume(host, target, read_only or fixed, place))
+
+
+def volume(source: str, target: str, read_only: bool, place: str) -> str:
+    """Return the engine's option for a mount."""
+    if not target.startswith("/") or any(character in source + target for character in ":,\n\r\0"):
+        raise WorkloadError(place, "a target is an absolute path, and paths have no colon, comma or line break")
+    return f"--volume={source}:{target}{':ro' * read_only}"
+
+
+def _source(made: Service, source: str, place: str, places: Places) -> tuple[str, bool]:
+    """Return where the guest has it, and whether it is read-only whatever the author wrote."""
+    if not source.startswith("/"):
+        path = posixpath.normpath(posixpath.join(places.archive, source))
+        if path != places.archive and not path.startswith(f"{places.archive}/"):
+            raise WorkloadError(place, "leaves the archive")
+        made.directories.append(path)
+        return path, False
+    path = "/" + posixpath.normpath(source).lstrip("/")
+    if path == "/var/hyperprotect" or path.startswith("/var/hyperprotect/"):
+        return path, True
+    for point, directory in sorted(places.volumes.items(), key=lambda item: -len(item[0])):  # the innermost first
+        if path == point or path.startswith(f"{point}/"):
+            inside = directory + path[len(point) :]
+            if path != point:
+                made.directories.append(inside)
+            return inside, False
+    if _SYSTEM.match(path):
+        raise WorkloadError(place, "a directory of the system can't be mounted")
+    made.directories.append(places.scratch + path)
+    return places.scratch + path, False
+
+
+def ordered(services: Mapping[str, Service], place: str) -> Iterator[Service]:
+    """Yield services after those that they wait for."""
+    for each in services.values():
+        if lost := each.after.keys() - services.keys():
+            raise WorkloadError(f"{place}.{each.name}.depends_on", f"no service {', '.join(sorted(lost))}")
+        for name, condition in each.after.items():
+            if condition == "service_completed_successfully" and services[name].restart.when == "always":
+                cause = f"{name} is never complete, since it always starts again"
+                raise WorkloadError(f"{place}.{each.name}.depends_on", cause)
+    done: set[str] = set()
+    waiting = dict(services)
+    while waiting:
+        ready = [each for each in waiting.values() if not each.after.keys() - done]
+        if not ready:
+            raise WorkloadError(place, f"{', '.join(waiting)} wait for each other")
+        for each in ready:
+            yield each
+            done.add(each.name)
+            del waiting[each.name]

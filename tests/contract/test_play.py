@@ -1,0 +1,426 @@
+"""What becomes of pods: what is understood, to the letter; everything else is refused by name."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from casemate.contract import play
+from casemate.contract.archive import write_archive
+from casemate.contract.document import rewrite
+from casemate.contract.errors import ImageError, WorkloadError
+from casemate.contract.images import Open, Reference, workload_images
+from casemate.contract.workload import Health, Places, Problems, Restart, Service, Workload
+
+IMAGE = "registry.example.com/app@sha256:" + "0" * 64
+PLACES = Places("/w/archive", "/w/scratch", {"/mnt/data": "/var/volumes/data"}, {"www/index.html": b"x", "conf": b"y"})
+
+
+def pod(container: dict[str, Any] | None = None, **spec: Any) -> dict[str, Any]:
+    main = {"name": "main", "image": IMAGE, **(container or {})}
+    return {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "web"}, "spec": {"containers": [main], **spec}}
+
+
+def table(name: str, **data: str) -> dict[str, Any]:
+    return {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": name}, "data": data}
+
+
+def translated(*objects: dict[str, Any], env: dict[str, str] | None = None, kind: str = "resources") -> Workload:
+    """As the machine does: the first problem stops it."""
+    manifests, problems = play.read_play({kind: list(objects)}, env or {})
+    made = play.translate(manifests, env or {}, PLACES, problems)
+    for problem in problems:
+        raise problem
+    return made
+
+
+def main(*objects: dict[str, Any], env: dict[str, str] | None = None) -> Service:
+    return translated(*objects, env=env).services[-1]
+
+
+def own(service: Service) -> list[str]:
+    """The options beside those that every container of the pod has."""
+    return [option for option in service.options if "container:web-infra" not in option]
+
+
+def refused(*objects: dict[str, Any], env: dict[str, str] | None = None) -> str:
+    with pytest.raises(WorkloadError) as error:
+        translated(*objects, env=env)
+    return str(error.value)
+
+
+# ------------------------------------------------------------------------------------------------- a pod
+
+
+def test_a_pod_is_one_container_that_holds_its_network_and_its_containers() -> None:
+    holder, one, two = translated(
+        pod(
+            {"ports": [{"containerPort": 80, "hostPort": 8080, "protocol": "tcp"}, {"containerPort": 81}]},
+            hostname="here",
+        ),
+        {
+            **pod(),
+            "metadata": {"name": "other"},
+        },
+    ).services[:3]
+    assert holder.holds_pod and holder.container == "web-infra" and holder.image == ""
+    assert holder.options == ["--hostname=here", "--publish=8080:80/tcp"]
+    assert (one.name, one.container, one.image, one.pod) == ("web/main", "web-main", IMAGE, "web")
+    assert one.options == [f"--{kind}=container:web-infra" for kind in ("network", "uts", "ipc")]
+    assert one.after == {"web": "service_started"} and one.restart == Restart("always")
+    assert two.holds_pod and two.name == "other"
+
+
+def test_init_containers_run_one_after_another_before_the_rest() -> None:
+    made = translated(pod(initContainers=[{"name": "a", "image": IMAGE}, {"name": "b", "image": IMAGE}])).services
+    assert [each.name for each in made] == ["web", "web/a", "web/b", "web/main"]
+    assert made[2].after == {"web": "service_started", "web/a": "service_completed_successfully"}
+    assert made[3].after == {**made[2].after, "web/b": "service_completed_successfully"}
+    assert made[1].restart == Restart("failure")
+
+
+@pytest.mark.parametrize(
+    ("text", "restart", "init"),
+    [("Always", "always", "failure"), ("OnFailure", "failure", "failure"), ("Never", "never", "never")],
+)
+def test_restart_policies(text: str, restart: str, init: str) -> None:
+    made = translated(pod(restartPolicy=text, initContainers=[{"name": "a", "image": IMAGE}])).services
+    assert (made[2].restart.when, made[1].restart.when) == (restart, init)
+
+
+def test_names_of_fields_count_whatever_their_capitals_as_the_tools_take_them() -> None:
+    assert main(pod(restartpolicy="Never")).restart == Restart("never")
+    assert main(pod({"restartpolicy": "Never"})).restart == Restart("never")
+    assert "stands twice" in refused(pod(restartpolicy="Never", restartPolicy="Always"))
+    found = workload_images({"play": {"resources": [pod(initcontainers=[{"name": "a", "image": "b"}])]}}, {})
+    assert [image.name for image in found.values() if isinstance(image, Reference)] == [
+        "docker.io/library/b",
+        "registry.example.com/app",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("container", "options"),
+    [
+        ({"command": ["sh", "-c"], "args": ["x"]}, ['--entrypoint=["sh", "-c"]']),
+        ({"workingDir": "/srv", "tty": True, "stdin": True}, ["--workdir=/srv", "--tty", "--interactive"]),
+        ({"securityContext": {"runAsUser": 5, "runAsGroup": 6, "runAsNonRoot": True}}, ["--user=5:6"]),
+        ({"securityContext": {"privileged": True, "readOnlyRootFilesystem": True}}, ["--privileged", "--read-only"]),
+        ({"securityContext": {"allowPrivilegeEscalation": False}}, ["--security-opt=no-new-privileges"]),
+        (
+            {"securityContext": {"capabilities": {"drop": ["ALL"], "add": ["CHOWN"]}}},
+            ["--cap-drop=ALL", "--cap-add=CHOWN"],
+        ),
+        ({"securityContext": {"seccompProfile": {"type": "Unconfined"}}}, ["--security-opt=seccomp=unconfined"]),
+        ({"resources": {"limits": {"cpu": "500m", "memory": "64Mi"}}}, ["--cpus=0.5", "--memory=67108864b"]),
+        ({"resources": {"requests": {"cpu": 1}}, "imagePullPolicy": "Always", "readinessProbe": {"x": 1}}, []),
+        ({"livenessProbe": {"exec": {"command": ["true"]}}}, ['--health-cmd=["true"]']),
+    ],
+)
+def test_what_is_understood_becomes_an_option(container: dict[str, Any], options: list[str]) -> None:
+    assert own(main(pod(container))) == options
+
+
+def test_a_liveness_probe_ends_a_container() -> None:
+    probe = {"exec": {"command": ["true"]}, "periodSeconds": 5, "failureThreshold": 2, "initialDelaySeconds": 7}
+    assert main(pod({"livenessProbe": probe})).health == Health(5.0, 1.0, 7.0, 2, kills=True)
+
+
+@pytest.mark.parametrize(
+    ("container", "place"),
+    [
+        ({"lifecycle": {}}, "lifecycle"),
+        ({"livenessProbe": {"httpGet": {"port": 80}}}, "livenessProbe.httpGet"),
+        ({"livenessProbe": {"exec": {"command": []}}}, "livenessProbe.exec"),
+        ({"startupProbe": {}}, "startupProbe"),
+        ({"securityContext": {"runAsNonRoot": True}}, "runAsNonRoot"),
+        ({"securityContext": {"runAsNonRoot": True, "runAsUser": 0}}, "runAsNonRoot"),
+        ({"securityContext": {"seLinuxOptions": {}}}, "seLinuxOptions"),
+        ({"resources": {"limits": {"memory": "much"}}}, "memory"),
+        ({"resources": {"limits": {"nvidia.com/gpu": 1}}}, "nvidia"),
+        ({"ports": [{"containerPort": 0}]}, "containerPort"),
+        ({"ports": [{"containerPort": 80, "hostPort": 70000}]}, "hostPort"),
+        ({"ports": [{"containerPort": 80, "protocol": "SCTP"}]}, "ports[0]"),
+        ({"ports": [{"containerPort": 80, "hostPort": 80, "hostIP": "127.0.0.1"}]}, "ports[0]"),
+        ({"volumeMounts": [{"name": "none", "mountPath": "/x"}]}, "volumeMounts[0]"),
+        ({"env": [{"name": "A B", "value": "x"}]}, "env"),
+        ({"env": [{"name": "A", "valueFrom": {"secretKeyRef": {"name": "s", "key": "k"}}}]}, "secretKeyRef"),
+        ({"env": [{"name": "A", "valueFrom": {"configMapKeyRef": {"name": "none", "key": "k"}}}]}, "configMapKeyRef"),
+        ({"envFrom": [{"secretRef": {"name": "s"}}]}, "secretRef"),
+        ({"envFrom": [{"configMapRef": {"name": "none"}}]}, "configMapRef"),
+        ({"args": "a line"}, "args"),
+        ({"name": "--privileged"}, "name"),
+        ({"comand": []}, "comand: not supported; did you mean command?"),
+        ({"restartPolicy": "Sometimes"}, "restartPolicy"),
+    ],
+)
+def test_what_is_not_understood_is_refused_with_its_place(container: dict[str, Any], place: str) -> None:
+    said = refused(pod(container))
+    assert said.startswith("play.resources[0].spec.containers[0].") and place in said
+
+
+@pytest.mark.parametrize(
+    ("spec", "place"),
+    [
+        ({"hostNetwork": True}, "hostNetwork"),
+        ({"containers": []}, "containers"),
+        ({"ephemeralContainers": []}, "ephemeralContainers"),
+        ({"dnsConfig": {}}, "dnsConfig"),
+        ({"securityContext": {"fsGroup": 1}}, "fsGroup"),
+        ({"volumes": [{"name": "a", "secret": {"secretName": "x"}}]}, "volumes[0]"),
+        ({"volumes": [{"name": "a", "persistentVolumeClaim": {"claimName": "x"}}]}, "hostPath at its mount point"),
+        ({"volumes": [{"name": "a"}]}, "volumes[0]"),
+        ({"volumes": [{"name": "a", "hostPath": {"path": "none", "type": "Directory"}}]}, "the archive has no such"),
+        ({"volumes": [{"name": "a", "hostPath": {"path": "/mnt", "type": "Socket"}}]}, "type"),
+        ({"volumes": [{"name": "a", "emptyDir": {}}, {"name": "a", "emptyDir": {}}]}, "stands twice"),
+        ({"volumes": [{"name": "a", "configMap": {"name": "none"}}]}, "there is no ConfigMap"),
+        ({"initContainers": [{"name": "a", "image": IMAGE, "restartPolicy": "Always"}]}, "restartPolicy"),
+        ({"initContainers": [{"name": "main", "image": IMAGE}]}, "already"),
+        ({"initContainers": [{"name": "infra", "image": IMAGE}]}, "already"),
+    ],
+)
+def test_what_a_pod_may_not_ask_for(spec: dict[str, Any], place: str) -> None:
+    assert place in refused(pod(**spec))
+
+
+def test_two_pods_have_not_one_port_and_not_one_name() -> None:
+    published = {"ports": [{"containerPort": 80, "hostPort": 80}]}
+    other = {**pod(published), "metadata": {"name": "other"}}
+    assert "is published at play.resources[0]" in refused(pod(published), other)
+    assert "already" in refused(pod(), pod())
+
+
+# ------------------------------------------------------------------------------------------------- variables
+
+
+def test_the_contracts_variables_are_a_config_map() -> None:
+    everything = {"envFrom": [{"configMapRef": {"name": "contract.config.map", "optional": False}}]}
+    assert main(pod(everything), env={"A": "1", "B": "two\nlines"}).environment == {"A": "1", "B": "two\nlines"}
+    assert "name of another ConfigMap" in refused(table("contract.config.map", A="mine"), pod())
+
+
+def test_variables_of_config_maps_and_their_order() -> None:
+    container = {
+        "envFrom": [{"configMapRef": {"name": "one"}}, {"configMapRef": {"name": "two"}, "prefix": "P_"}],
+        "env": [
+            {"name": "A", "value": "own"},
+            {"name": "B", "valueFrom": {"configMapKeyRef": {"name": "two", "key": "x"}}},
+            {"name": "C", "valueFrom": {"configMapKeyRef": {"name": "two", "key": "none", "optional": True}}},
+            {"name": "D", "value": "$(A)-$(B)-$(NONE)-$$(A)"},
+            {"name": "E", "valueFrom": {"fieldRef": {"fieldPath": "metadata.name"}}},
+        ],
+        "args": ["$(A)", "$$(A)", "$A"],
+    }
+    made = main(table("one", A="of one", Z="z"), table("two", x="X"), pod(container))
+    assert made.environment == {
+        **{"A": "own", "Z": "z", "P_x": "X", "B": "X", "D": "own-X-$(NONE)-$(A)", "E": "web"},
+    }
+    assert made.command == ["own", "$(A)", "$A"]
+
+
+# ------------------------------------------------------------------------------------------------- volumes
+
+
+@pytest.mark.parametrize(
+    ("path", "option"),
+    [
+        ("/mnt/data", "/var/volumes/data:/x"),
+        ("/mnt/data/sub/", "/var/volumes/data/sub:/x"),
+        ("/var/hyperprotect/", "/var/hyperprotect:/x:ro"),
+        ("./www", "/w/archive/www:/x"),
+        ("www", "/w/archive/www:/x"),
+        ("/opt/cache", "/w/scratch/opt/cache:/x"),
+    ],
+)
+def test_where_a_host_path_leads(path: str, option: str) -> None:
+    made = main(
+        pod({"volumeMounts": [{"name": "v", "mountPath": "/x"}]}, volumes=[{"name": "v", "hostPath": {"path": path}}])
+    )
+    assert own(made) == [f"--volume={option}"] and made.mounts == [option.split(":")[0]]
+
+
+@pytest.mark.parametrize("path", ["/", "/etc", "/run/casemate", "../x", "/var/lib/casemate", "/mnt/data/../../proc"])
+def test_no_host_path_leads_to_the_guest(path: str) -> None:
+    mounted = {"volumeMounts": [{"name": "v", "mountPath": "/x"}]}
+    assert "volumeMounts[0]" in refused(pod(mounted, volumes=[{"name": "v", "hostPath": {"path": path}}]))
+
+
+@pytest.mark.parametrize("below", ["../x", "/etc", "a/../../b"])
+def test_a_sub_path_stays_below_its_volume(below: str) -> None:
+    mounted = {"volumeMounts": [{"name": "v", "mountPath": "/x", "subPath": below}]}
+    assert "subPath" in refused(pod(mounted, volumes=[{"name": "v", "hostPath": {"path": "/mnt/data"}}]))
+
+
+def test_a_config_map_becomes_files_and_an_empty_directory_is_the_engines() -> None:
+    mounts = [
+        {"name": "conf", "mountPath": "/etc/app"},
+        {"name": "one", "mountPath": "/run.sh", "subPath": "bin/run.sh"},
+        {"name": "empty", "mountPath": "/tmp"},
+        {"name": "data", "mountPath": "/data", "subPath": "a/b", "readOnly": True},
+    ]
+    volumes = [
+        {"name": "conf", "configMap": {"name": "files"}},
+        {"name": "one", "configMap": {"name": "files", "items": [{"key": "b", "path": "bin/run.sh", "mode": 0o755}]}},
+        {"name": "empty", "emptyDir": {}},
+        {"name": "data", "hostPath": {"path": "/mnt/data"}},
+    ]
+    made = translated(table("files", a="A", b="B"), pod({"volumeMounts": mounts}, volumes=volumes))
+    base = "/w/scratch/.configmaps/web"
+    assert made.files == {
+        f"{base}/conf/a": (0o644, b"A"),
+        f"{base}/conf/b": (0o644, b"B"),
+        f"{base}/one/bin/run.sh": (0o755, b"B"),
+    }
+    assert own(made.services[-1]) == [
+        f"--volume={base}/conf:/etc/app:ro",
+        f"--volume={base}/one/bin/run.sh:/run.sh:ro",
+        "--volume=web-empty:/tmp",
+        "--volume=/var/volumes/data/a/b:/data:ro",
+    ]
+
+
+# ------------------------------------------------------------------------------------------------- the three forms
+
+
+def test_templates_are_filled_and_their_errors_have_a_place() -> None:
+    template = pod({"image": "{{ .Env.REGISTRY }}/app@sha256:" + "1" * 64})
+    template["spec"]["containers"][0]["ports"] = [{"containerPort": 80, "hostPort": '{{ .Env.PORT | default "81" }}'}]
+    holder, made = translated(template, env={"REGISTRY": "r.example.com"}, kind="templates").services
+    assert made.image.startswith("r.example.com/app@") and holder.options[-1] == "--publish=81:80/tcp"
+    manifests, problems = play.read_play({"templates": [template]}, {})
+    assert manifests == []
+    assert str(problems[0]).startswith(
+        "play.templates[0].spec.containers[0].image, column 1 of the template: the variable REGISTRY is not set"
+    )
+
+
+def test_resources_are_no_templates() -> None:
+    assert main(pod({"args": ["{{ .Env.A }}"]})).command == ["{{ .Env.A }}"]
+
+
+def test_an_archive_has_objects_at_its_top_and_other_files_beside() -> None:
+    files = {
+        "pod.yaml": rewrite(pod()).encode(),
+        "two.yml": f"{rewrite(table('one', A='1'))}\n---\n{rewrite(table('two', A='1'))}\n".encode(),
+        "www/pod.yaml": b"not: an object",
+        "readme.txt": b"{",
+    }
+    manifests, problems = play.read_play({"archive": write_archive(files)}, {})
+    assert not problems
+    assert [(each.place, each.kind) for each in manifests] == [
+        ("play.archive, pod.yaml", "Pod"),
+        ("play.archive, two.yml, document 1", "ConfigMap"),
+        ("play.archive, two.yml, document 2", "ConfigMap"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("section", "cause"),
+    [
+        ({"archive": "AAAA"}, "not gzip"),
+        ({"archive": write_archive({"a.yaml": b"{"})}, "not YAML"),
+        ({"archive": write_archive({"a.yaml": b"kind: Deployment"})}, "must be Pod or ConfigMap"),
+        ({"archive": write_archive({"sub/a.yaml": b"kind: Pod"})}, "has no Pod"),
+        ({"resources": [{"apiVersion": "v2", "kind": "Pod"}]}, "must be v1"),
+        ({"resources": ["x"]}, "must be Pod or ConfigMap"),
+        ({"resources": [table("a", b="c")]}, "has no Pod"),
+        ({"resources": "x"}, "must be a list"),
+        ({"templates": [{"{{ .Env.A }}": 1}]}, "key can't be a template"),
+        ({}, "has no Pod"),
+        (None, "has no Pod"),
+    ],
+)
+def test_what_is_no_play_section_is_refused_with_its_place(section: Any, cause: str) -> None:
+    _, problems = play.read_play(section, {})
+    assert cause in str(problems[0]) and problems[0].where.startswith("play")
+    (found,) = [each for each in workload_images({"play": section}, {}).values() if isinstance(each, ImageError)][:1]
+    assert cause in found.cause
+
+
+def test_every_problem_is_told_at_once() -> None:
+    bad = pod({"comand": 1}, initContainers=[{"name": "a", "image": IMAGE, "args": 1, "env": 2}], hostNetwork=True)
+    manifests, problems = play.read_play({"resources": [bad, table("x/y", a="b")]}, {})
+    play.translate(manifests, {}, PLACES, problems)
+    assert len(problems) == 5
+
+
+def test_images_of_both_kinds_by_their_place() -> None:
+    found = workload_images({"play": {"resources": [pod({"image": "a@x"}), pod()]}}, {})
+    assert {place: isinstance(image, Reference) for place, image in found.items()} == {
+        "play.resources[0].spec.containers[0].image": False,
+        "play.resources[1].spec.containers[0].image": True,
+    }
+    files = {"docker-compose.yaml": f"services: {{a: {{image: '{IMAGE}'}}, b: {{build: .}}}}".encode()}
+    found = workload_images({"compose": {"archive": write_archive(files)}}, {})
+    assert {place: isinstance(image, Reference) for place, image in found.items()} == {
+        "compose.archive, docker-compose.yaml, services.a.image": True,
+        "compose.archive, docker-compose.yaml, services.b.build": False,
+    }
+    (place,) = workload_images({"compose": {"archive": "AAAA"}}, {})
+    assert place == "compose.archive"
+
+
+# ------------------------------------------------------------------------------------------------- as people write them
+
+WITH_FILES = """
+apiVersion: v1
+kind: Pod
+metadata: {name: nginx-with-busybox}
+spec:
+  containers:
+    - image: IMAGE
+      name: frontend
+      ports: [{containerPort: 80, hostPort: 80}]
+      volumeMounts: [{mountPath: /etc/nginx, name: local, readOnly: true}]
+    - command: [httpd, -f, -p, "8080", -h, /www]
+      image: IMAGE
+      name: backend
+      volumeMounts: [{mountPath: /www, name: local, readOnly: true}]
+  volumes:
+    - {hostPath: {path: ./www, type: Directory}, name: local}
+  restartpolicy: Always
+"""
+
+
+def test_a_pod_with_files_of_the_archive() -> None:
+    files = {"pod.yml": WITH_FILES.replace("IMAGE", IMAGE).encode(), "www/index.html": b"x"}
+    manifests, problems = play.read_play({"archive": write_archive(files)}, {})
+    made = play.translate(manifests, {}, PLACES, problems)
+    assert not problems and [each.name.rpartition("/")[2] for each in made.services] == [
+        *("nginx-with-busybox", "frontend", "backend"),
+    ]
+
+
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+    max_leaves=6,
+)
+
+
+@given(
+    st.dictionaries(st.sampled_from(play._CONTAINER), VALUES, max_size=5),
+    st.dictionaries(st.sampled_from(play._POD), VALUES, max_size=5),
+    st.booleans(),
+)
+@settings(max_examples=600, deadline=None)
+def test_any_values_are_translated_or_refused_and_nothing_else(
+    container: dict[str, Any], spec: dict[str, Any], is_open: bool
+) -> None:
+    env = Open({}) if is_open else {}
+    manifests, problems = play.read_play({"templates": [pod(container, **spec)]}, env)
+    made = play.translate(manifests, env, PLACES, problems)
+    for each in made.services:
+        assert all(isinstance(option, str) and option.startswith("--") for option in each.options)
+        assert all(isinstance(word, str) and "\0" not in word for word in each.command + each.options)
+
+
+@given(st.binary(max_size=200))
+@settings(max_examples=300, deadline=None)
+def test_any_file_of_an_archive_is_read_or_refused(content: bytes) -> None:
+    manifests, problems = play.read_play({"archive": write_archive({"a.yaml": content})}, {})
+    play.translate(manifests, {}, PLACES, problems)
+    assert isinstance(problems, Problems) and problems
