@@ -104,6 +104,7 @@ def test_a_volume_is_made_once_rolled_once_and_grown_once(recorded: Recorded) ->
     assert of(recorded, "new") == [{"what": "new", "make": True, "grow": False}]
     assert of(recorded, "rolled") == [{"what": "rolled", "rolled": True, "steps": 2, "grow": False}]
     assert of(recorded, "again") == [{"what": "again", "rolled": False, "steps": 0, "grow": False}]
+    assert of(recorded, "third") == [{"what": "third", "rolled": True, "steps": 3}]
     assert of(recorded, "the old contract") == [{"what": "the old contract", "opens": False, "id": "HPL02003E"}]
     assert of(recorded, "larger") == [{"what": "larger", "grow": True}]
     assert of(recorded, "grown")[0]["size"] > SMALL and of(recorded, "grown")[0]["table"]
@@ -129,8 +130,8 @@ def test_an_older_volume_rolls_and_grows(recorded: Recorded) -> None:
 
 def test_the_check_of_the_disks_finds_what_was_tampered_with(recorded: Recorded) -> None:
     found = {fact["what"]: fact for fact in recorded.facts if fact["what"].startswith("check: ")}
-    whole = ("as it was", "as it was again")
-    assert [found[f"check: {what}"].get("slots") for what in whole] == [1, 1]
+    whole = ("as it was", "as it was again", "rolled")
+    assert [found[f"check: {what}"].get("slots") for what in whole] == [1, 1, 1]
     for what, detail in {
         "a key slot": "the LUKS headers of the volume at /mnt/data were changed on the disk",
         "the second copy": "the LUKS headers of the volume at /mnt/data were changed on the disk",
