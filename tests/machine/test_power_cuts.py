@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import struct
 import subprocess
 from collections.abc import Iterator
@@ -144,6 +145,20 @@ def test_the_check_of_the_disks_finds_what_was_tampered_with(recorded: Recorded)
         assert (fact.get("id"), fact.get("detail")) == ("HPL13010E", detail), what
 
 
+def written(descriptor: int, start: int, end: int) -> Iterator[int]:
+    """Yield the places, from ``start`` on, of blocks that are no holes of a file."""
+    place = start
+    while place < end:
+        try:
+            place = max(place, os.lseek(descriptor, place, os.SEEK_DATA) // 4096 * 4096)
+        except OSError:  # only holes follow
+            return
+        hole = os.lseek(descriptor, place, os.SEEK_HOLE)
+        while place < min(hole, end):
+            yield place - start
+            place += 4096
+
+
 class Replayed:
     """A disk as a file, written to as the record says; ``whole`` knows its files through the encryption."""
 
@@ -186,9 +201,8 @@ class Replayed:
         length = (self.path.stat().st_size - start - MIB) // 4096 * 4096
         with self.path.open("rb") as source, plain.open("wb") as target:
             target.truncate(length)
-            for at in range(0, length, 4096):
-                source.seek(start + at)
-                block = source.read(4096)
+            for at in written(source.fileno(), start, start + length):
+                block = os.pread(source.fileno(), 4096, start + at)
                 if any(block):
                     tweak = (at // 512).to_bytes(16, "little")
                     target.seek(at)
@@ -221,7 +235,7 @@ def test_a_cut_anywhere_costs_nothing(recorded: Recorded, tmp_path: Path) -> Non
             assert opens in ({"old"}, {"old", "new"}, {"new"})
         else:
             assert opens == {"new"}
-        if opens and not torn and (states % 25 == 0 or passed[-1:] in (["rolling"], ["growing"])):
+        if opens and not torn and states % (10 if passed[-1:] in (["rolling"], ["growing"]) else 100) == 0:
             files = disk.files()
             for name in ("one", "two", "three"):
                 assert name not in passed or files[name] == name_of(name), (passed, name)
