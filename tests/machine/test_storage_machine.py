@@ -101,7 +101,7 @@ def until(machine: Machine, text: str, number: int = 1, patience: float = 120) -
 
 
 def free(port: int, place: str) -> int:
-    return int(ask(port, f"df -m {place} | tail -1").split()[1])
+    return int(ask(port, f"df -Pm {place} | tail -1").split()[1])
 
 
 def test_two_volumes_are_made_rolled_and_grown_and_checked(world: World) -> None:
@@ -124,6 +124,7 @@ def test_two_volumes_are_made_rolled_and_grown_and_checked(world: World) -> None
         time.sleep(20)
         assert machine.console().count("HPL13000I") == 3
         machine.stop()
+        assert "HPL10000E" not in machine.console()  # the fourth, which waited, is no failure
     volumes.sized(768)
     with volumes.running("t-storage-rolled", rolled=True) as (machine, port):
         console = machine.console()
