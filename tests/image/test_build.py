@@ -15,6 +15,7 @@ from casemate.errors import CasemateError
 from casemate.image import build, initrd, root
 from casemate.image.build import CONSOLES, ImageDirectory, build_image, command_line
 from casemate.image.root import Root, build_root, cache_key, guest_files, packages_of
+from casemate.image.snapshot import Package, Selection
 from program import Result
 
 Run = Callable[..., Result]
@@ -83,14 +84,18 @@ def fake_tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """A tree of packages in place of Debian's; what the slow tools would make is written down instead."""
     made: list[str] = []
 
-    def tree(arch: str, cache: Path) -> Path:
+    packages = (Package("base-files", "12", arch="amd64", sha256="0" * 64),)
+
+    def tree(arch: str, cache: Path, selection: Selection) -> Path:
         path = cache / f"tree-{arch}-{cache_key(packages_of(arch))}"
         (path / "usr/lib/modules/6.1.0").mkdir(parents=True, exist_ok=True)
         (path / "boot").mkdir(exist_ok=True)
         (path / "boot/vmlinuz-6.1.0").write_bytes(b"kernel")
+        (path / "var/lib/dpkg").mkdir(parents=True, exist_ok=True)
+        (path / "var/lib/dpkg/status").write_text("Package: base-files\nVersion: 12\n")
         return path
 
-    def archive(tree: Path, release: str, ours: list[tuple[str, bytes]], work: Path, archive: Path) -> None:
+    def archive(arch: str, tree: Path, release: str, ours: list[tuple[str, bytes]], work: Path, archive: Path) -> None:
         made.append(archive.name)
         archive.write_bytes(b"".join(data for _, data in ours))
 
@@ -100,7 +105,7 @@ def fake_tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     monkeypatch.setattr(root, "build_tree", tree)
     monkeypatch.setattr(root, "_make_archive", archive)
-    monkeypatch.setattr(root, "_package_list", lambda tree: "base-files 12 amd64\n")
+    monkeypatch.setattr(root, "select", lambda *_: Selection(packages, "f" * 64))
     monkeypatch.setattr(initrd, "_make", base)
     return made
 
@@ -189,7 +194,7 @@ def test_new_keys_do_not_rebuild_the_root_and_go_nowhere_but_into_the_image(
     first, second = (parse_reference(data) for data in values)
     assert first.values == second.values and set(first.values) == {"root.tar.gz", "baseimage", "sbom"}
     assert first.values["root.tar.gz"] == hashlib.sha256(built[0].archive.read_bytes()).hexdigest()
-    assert first.values["sbom"] == hashlib.sha256((built[0].path / "packages.txt").read_bytes()).hexdigest()
+    assert first.values["sbom"] == hashlib.sha256((built[0].path / "sbom.spdx.json").read_bytes()).hexdigest()
     line = command_line("amd64").encode()
     assert first.values["baseimage"] == hashlib.sha256(b"kernel" + line + b"initrd").hexdigest()
     assert (first.version, first.arch) == (build.VERSION, "amd64")
