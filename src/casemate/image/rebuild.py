@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from casemate.attestation import reference
+from casemate.errors import CasemateError
 from casemate.image import initrd, sbom
 from casemate.image.build import (
     ImageDirectory,
@@ -65,6 +66,10 @@ def verify_build(
     from casemate.machine import home
 
     described = ImageDirectory(directory).describe()
+    for name in ("reference-values.json", "packages.txt", sbom.NAME, "root.squashfs"):
+        if not (directory / name).is_file():
+            cure = "give a whole image directory"
+            raise CasemateError("is not there", cure, str(directory / name), id="IMAGE-FILE")
     arch = described.get("arch")
     arch = arch if arch in ("amd64", "s390x") else "amd64"
     published = reference.parse(_read(directory / "reference-values.json", reference.LARGEST)).values
@@ -171,8 +176,6 @@ def digests(directory: Path, names: tuple[str, ...]) -> dict[str, str]:
 
 
 def _read(path: Path, limit: int) -> bytes:
-    from casemate.errors import CasemateError
-
     try:
         with path.open("rb") as file:
             data = file.read(limit + 1)

@@ -15,13 +15,15 @@ apt runs with a state of its own in the cache; of the host it takes proxies, not
 from __future__ import annotations
 
 import enum
+import fcntl
 import hashlib
 import os
 import re
 import subprocess
 import tempfile
 import urllib.parse
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -193,6 +195,10 @@ class Archive:
 
     def newest(self, names: Sequence[str]) -> tuple[Package, ...]:
         """Return the newest of all essential packages, of those named, and of what they depend on."""
+        with self._alone():
+            return self._newest(names)
+
+    def _newest(self, names: Sequence[str]) -> tuple[Package, ...]:
         self._update()
         said = self._apt("apt-get", "install", "--print-uris", "-qq", "-y", "?essential", *names)
         found = re.findall(r"(?m)^'\S+' (\S+?)_(\S+?)_([a-z0-9]+)\.deb \d+ SHA256:([0-9a-f]{64})$", said)
@@ -204,6 +210,18 @@ class Archive:
         missing = [package for package in packages if not self._cached(package)]
         if not missing:
             return []
+        with self._alone():
+            return self._fetch(missing)
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """One build at a time asks the archive: apt's state is one."""
+        self._state.mkdir(parents=True, exist_ok=True)
+        with (self._state / "alone").open("w") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield
+
+    def _fetch(self, missing: list[Package]) -> list[Package]:
         self._update()
         there = self._there(package.name for package in missing)
         get = [package for package in missing if package in there]
