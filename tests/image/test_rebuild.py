@@ -120,6 +120,7 @@ def test_an_image_that_is_what_it_says_is_code_0_and_gives_its_values(
     result = run("image", "verify-build", str(image), "--json", "-o", "values.json")
     found = json.loads(result.out)
     assert result.code == 0 and found["same"] and found["differences"] == found["files"] == []
+    assert "base-files" in " ".join(found["packages"])  # its packages are not the source's, and that is told
     assert json.loads((tmp_path / "values.json").read_text())["values"] == found["rebuilt"] == found["published"]
 
 

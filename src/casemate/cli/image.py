@@ -129,6 +129,10 @@ def verify_build(directory: Path, output: str | None, as_json: bool) -> int:
         click.echo(f"{'same ' if compared.published.get(name) == value else 'OTHER'}  {value} {name}")
     for line in (*compared.differences, *compared.files):
         click.echo(f"  {line!r}" if not line.isprintable() else f"  {line}")
+    if compared.packages:
+        click.echo(f"its packages are not those of this source's list ({len(compared.packages)} differences):")
+        for line in compared.packages:
+            click.echo(f"  {line}")
     click.echo("the same source and packages give this image" if compared.same else "this image is another")
     return 0 if compared.same else 1
 

@@ -11,13 +11,13 @@ import os
 import stat
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from casemate.attestation import reference
 from casemate.errors import CasemateError
-from casemate.image import initrd, sbom
+from casemate.image import initrd, sbom, snapshot
 from casemate.image.build import (
     ImageDirectory,
     bill_of_materials,
@@ -27,7 +27,7 @@ from casemate.image.build import (
     source_hash,
 )
 from casemate.image.root import build_root, packages_of, run
-from casemate.image.snapshot import LARGEST_LIST, Package, Policy, parse_list, select
+from casemate.image.snapshot import LARGEST_LIST, Package, Policy, listed, parse_list, select
 
 LARGEST_BILL = 16 << 20
 MOST_NAMED = 1000
@@ -40,7 +40,9 @@ class Comparison:
     rebuilt: dict[str, str]
     published: dict[str, str]
     differences: tuple[str, ...]
-    files: tuple[str, ...] = field(default=())
+    files: tuple[str, ...] = ()
+    packages: tuple[str, ...] = ()
+    """How the image's packages differ from this source's list: no difference of the image, but for its reader to judge."""
 
     @property
     def same(self) -> bool:
@@ -52,7 +54,7 @@ class Comparison:
         return {
             **{"format": "casemate-rebuild/1", "same": self.same, "source": source_hash()},
             **{"rebuilt": self.rebuilt, "published": self.published},
-            **{"differences": list(self.differences), "files": list(self.files)},
+            **{"differences": list(self.differences), "files": list(self.files), "packages": list(self.packages)},
         }
 
 
@@ -93,7 +95,7 @@ def verify_build(
             progress("unpacking both root archives")
             files = compare_archives(directory / "root.squashfs", archive, Path(work))
             differences.append("root.squashfs is another" + ("" if files else ": the same files, packed otherwise"))
-    return Comparison(values, published, tuple(differences), files)
+    return Comparison(values, published, tuple(differences), files, snapshot.differences(listed(arch)[0], wanted))
 
 
 def build_values(
