@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import hashlib
 import json
 import re
@@ -12,7 +13,7 @@ import pytest
 
 from casemate.attestation.reference import parse as parse_reference
 from casemate.errors import CasemateError
-from casemate.image import build, initrd, root
+from casemate.image import build, initrd, provenance, root
 from casemate.image.build import CONSOLES, ImageDirectory, build_image, command_line
 from casemate.image.root import Root, build_root, cache_key, guest_files, packages_of
 from casemate.image.snapshot import Package, Selection
@@ -206,6 +207,33 @@ def test_new_keys_do_not_rebuild_the_root_and_go_nowhere_but_into_the_image(
     again = build_image(tmp_path / "first", cache=tmp_path / "cache")  # an image may be replaced
     assert again.encryption_certificate.read_bytes() != certificates[0]
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+
+
+@pytest.mark.components
+def test_packages_that_are_not_those_of_the_list_are_told_and_recorded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fake_tree: list[str]
+) -> None:
+    monkeypatch.setenv("CASEMATE_HOME", str(tmp_path / "home"))
+    packages = (Package("base-files", "13", arch="amd64", sha256="1" * 64),)
+    monkeypatch.setattr(root, "select", lambda *_: Selection(packages, "f" * 64, ("base-files 12 -> 13",)))
+    said: list[str] = []
+    built = build_image(tmp_path / "image", cache=tmp_path / "cache", progress=said.append)
+    assert "packages that differ from the source's list: 1" in said
+    recorded = json.loads((built.path / "reference-values.json").read_text())["packages"]
+    assert recorded == {"list": "f" * 64, "exact": False, "differences": ["base-files 12 -> 13"]}
+    (statement, _) = provenance.verify(
+        (built.path / provenance.NAME).read_bytes(),
+        (built.path / provenance.CERTIFICATE).read_bytes(),
+        {name: hashlib.sha256((built.path / name).read_bytes()).hexdigest() for name in provenance.SUBJECTS},
+        time=datetime.datetime.now(datetime.UTC),
+        issuers=[(built.path / "root.crt").read_bytes()],
+        untrusted=[(built.path / "intermediate.crt").read_bytes()],
+    )
+    assert statement["predicate"]["buildDefinition"]["externalParameters"]["exact"] is False
+    assert (
+        provenance.dependency(statement, "packages.txt")
+        == hashlib.sha256((built.path / "packages.txt").read_bytes()).hexdigest()
+    )
 
 
 @pytest.mark.components

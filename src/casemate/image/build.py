@@ -131,6 +131,8 @@ def build_image(
     try:
         progress("packages' list")
         root = build_root(arch, cache, progress, select_packages(arch, cache, policy, say))
+        if root.selection.differences:
+            progress(f"packages that differ from the source's list: {len(root.selection.differences)}")
         progress("initrd")
         base = initrd.base(root, arch, cache)
     finally:
