@@ -81,6 +81,10 @@ FORMS = {
     "contract open": '{"output" or "plain", "short_password": [section]}',
     "image build": f'{{"path", {IMAGE}}}',
     "image show": f'{{{IMAGE}, "reference_values": {{line: sha256}}, "sizes": {{file: bytes}}}}',
+    "image verify-build": '{"format": "casemate-rebuild/1", "same": bool, "source": sha256, "rebuilt": {line: sha256}, \
+"published": {line: sha256}, "differences": [text], "files": [text], "packages": [text]}',
+    "image verify-provenance": '{"verified": true, "development": bool, "statement": in-toto statement}',
+    "image snapshot": '{"packages": number, "differences": [text], "updated": bool}',
     "se pack": '{"path", "size", "tag", "hosts": [fingerprint], "host_keys_verified": bool, "loaders": bool}',
     "se open": '{"path", "tag", "sizes": {part: bytes}}',
     "se show": '{"path", "size", "tag", "hosts", "pages", "flags", "header_size", "clear_size", "pld", "ald", "tld", \

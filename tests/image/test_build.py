@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import hashlib
 import json
 import re
@@ -12,9 +13,10 @@ import pytest
 
 from casemate.attestation.reference import parse as parse_reference
 from casemate.errors import CasemateError
-from casemate.image import build, initrd, root
+from casemate.image import build, initrd, provenance, root
 from casemate.image.build import CONSOLES, ImageDirectory, build_image, command_line
 from casemate.image.root import Root, build_root, cache_key, guest_files, packages_of
+from casemate.image.snapshot import Package, Selection
 from program import Result
 
 Run = Callable[..., Result]
@@ -83,14 +85,18 @@ def fake_tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """A tree of packages in place of Debian's; what the slow tools would make is written down instead."""
     made: list[str] = []
 
-    def tree(arch: str, cache: Path) -> Path:
+    packages = (Package("base-files", "12", arch="amd64", sha256="0" * 64),)
+
+    def tree(arch: str, cache: Path, selection: Selection) -> Path:
         path = cache / f"tree-{arch}-{cache_key(packages_of(arch))}"
         (path / "usr/lib/modules/6.1.0").mkdir(parents=True, exist_ok=True)
         (path / "boot").mkdir(exist_ok=True)
         (path / "boot/vmlinuz-6.1.0").write_bytes(b"kernel")
+        (path / "var/lib/dpkg").mkdir(parents=True, exist_ok=True)
+        (path / "var/lib/dpkg/status").write_text("Package: base-files\nVersion: 12\n")
         return path
 
-    def archive(tree: Path, release: str, ours: list[tuple[str, bytes]], work: Path, archive: Path) -> None:
+    def archive(arch: str, tree: Path, release: str, ours: list[tuple[str, bytes]], work: Path, archive: Path) -> None:
         made.append(archive.name)
         archive.write_bytes(b"".join(data for _, data in ours))
 
@@ -100,7 +106,7 @@ def fake_tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     monkeypatch.setattr(root, "build_tree", tree)
     monkeypatch.setattr(root, "_make_archive", archive)
-    monkeypatch.setattr(root, "_package_list", lambda tree: "base-files 12 amd64\n")
+    monkeypatch.setattr(root, "select", lambda *_: Selection(packages, "f" * 64))
     monkeypatch.setattr(initrd, "_make", base)
     return made
 
@@ -189,7 +195,7 @@ def test_new_keys_do_not_rebuild_the_root_and_go_nowhere_but_into_the_image(
     first, second = (parse_reference(data) for data in values)
     assert first.values == second.values and set(first.values) == {"root.tar.gz", "baseimage", "sbom"}
     assert first.values["root.tar.gz"] == hashlib.sha256(built[0].archive.read_bytes()).hexdigest()
-    assert first.values["sbom"] == hashlib.sha256((built[0].path / "packages.txt").read_bytes()).hexdigest()
+    assert first.values["sbom"] == hashlib.sha256((built[0].path / "sbom.spdx.json").read_bytes()).hexdigest()
     line = command_line("amd64").encode()
     assert first.values["baseimage"] == hashlib.sha256(b"kernel" + line + b"initrd").hexdigest()
     assert (first.version, first.arch) == (build.VERSION, "amd64")
@@ -201,6 +207,33 @@ def test_new_keys_do_not_rebuild_the_root_and_go_nowhere_but_into_the_image(
     again = build_image(tmp_path / "first", cache=tmp_path / "cache")  # an image may be replaced
     assert again.encryption_certificate.read_bytes() != certificates[0]
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+
+
+@pytest.mark.components
+def test_packages_that_are_not_those_of_the_list_are_told_and_recorded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fake_tree: list[str]
+) -> None:
+    monkeypatch.setenv("CASEMATE_HOME", str(tmp_path / "home"))
+    packages = (Package("base-files", "13", arch="amd64", sha256="1" * 64),)
+    monkeypatch.setattr(root, "select", lambda *_: Selection(packages, "f" * 64, ("base-files 12 -> 13",)))
+    said: list[str] = []
+    built = build_image(tmp_path / "image", cache=tmp_path / "cache", progress=said.append)
+    assert "packages that differ from the source's list: 1" in said
+    recorded = json.loads((built.path / "reference-values.json").read_text())["packages"]
+    assert recorded == {"list": "f" * 64, "exact": False, "differences": ["base-files 12 -> 13"]}
+    (statement, _) = provenance.verify(
+        (built.path / provenance.NAME).read_bytes(),
+        (built.path / provenance.CERTIFICATE).read_bytes(),
+        {name: hashlib.sha256((built.path / name).read_bytes()).hexdigest() for name in provenance.SUBJECTS},
+        time=datetime.datetime.now(datetime.UTC),
+        issuers=[(built.path / "root.crt").read_bytes()],
+        untrusted=[(built.path / "intermediate.crt").read_bytes()],
+    )
+    assert statement["predicate"]["buildDefinition"]["externalParameters"]["exact"] is False
+    assert (
+        provenance.dependency(statement, "packages.txt")
+        == hashlib.sha256((built.path / "packages.txt").read_bytes()).hexdigest()
+    )
 
 
 @pytest.mark.components

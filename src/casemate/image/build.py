@@ -7,7 +7,9 @@
 ``encryption.crt``      contracts are sealed for this
 ``attestation.crt``     records verify under this
 ``intermediate.crt``, ``root.crt``, ``crl.pem``  the chain of both, and what is revoked
-``packages.txt``        every package of the root, with its version
+``packages.txt``        every package of the root, with version and hash (:mod:`casemate.image.snapshot`)
+``sbom.spdx.json``      the bill of materials (:mod:`casemate.image.sbom`)
+``provenance.json``, ``provenance.crt``  what it was made from, signed (:mod:`casemate.image.provenance`)
 ``image.json``          architecture, version, kernel, creation
 ======================  =========================================================================
 
@@ -20,17 +22,21 @@ from __future__ import annotations
 import datetime
 import hashlib
 import json
+import platform
 import shutil
 import tempfile
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from casemate import __version__
 from casemate.errors import CasemateError
-from casemate.image import initrd
-from casemate.image.root import Root, build_root
+from casemate.image import initrd, provenance, sbom
+from casemate.image.root import Root, build_root, guest_files, select_packages
+from casemate.image.snapshot import Policy
 
 VERSION = "26.11.0"
 FORMAT = "casemate-image/1"
@@ -93,12 +99,15 @@ def build_image(
     host_keys: Sequence[Path] = (),
     ca: Path | None = None,
     cache: Path | None = None,
+    policy: Policy = Policy.LISTED,
     progress: Callable[[str], None] = lambda step: None,
+    say: Callable[[str], None] = lambda warning: None,
 ) -> ImageDirectory:
     """Build an image into ``directory``: fresh keys each time, the root from the cache where it is there.
 
-    ``host_keys`` are host key documents of machines that may open it; without any it is built for this user's
-    software ultravisor. Raises :class:`CasemateError`; a failure leaves nothing behind.
+    ``say`` is told where the packages are not those of the source's list, which ``policy`` may forbid. ``host_keys`` are
+    host key documents of machines that may open it; without any it is built for this user's software ultravisor.
+    Raises :class:`CasemateError`; a failure leaves nothing behind.
     """
     from casemate.image.ca import DevelopmentCA
     from casemate.machine import home
@@ -120,7 +129,10 @@ def build_image(
     keys = threading.Thread(target=lambda: issued.append(authority.issue(VERSION)))
     keys.start()
     try:
-        root = build_root(arch, cache, progress)
+        progress("packages' list")
+        root = build_root(arch, cache, progress, select_packages(arch, cache, policy, say))
+        if root.selection.differences:
+            progress(f"packages that differ from the source's list: {len(root.selection.differences)}")
         progress("initrd")
         base = initrd.base(root, arch, cache)
     finally:
@@ -129,9 +141,10 @@ def build_image(
         raise CasemateError("the image's keys could not be made", id="IMAGE-KEYS")
     certificates = issued[0]
 
+    bill = bill_of_materials(root, arch)
     now = datetime.datetime.now(datetime.UTC).replace(microsecond=0)
     kernel, cmdline = root.kernel.read_bytes(), command_line(arch)
-    values = _reference_values(root, arch, base)
+    values = reference_values(root, arch, base, bill)
     baked = {
         **{"version": VERSION, "arch": arch, "created": int(now.timestamp())},
         **{"root_sha256": root.sha256, "root_size": root.size},
@@ -141,7 +154,7 @@ def build_image(
     }
     reference = {
         **{"format": "casemate-reference-values/1", "version": VERSION, "arch": arch, "created": now.isoformat()},
-        "values": values,
+        **{"values": values, "packages": root.selection.record()},
     }
     progress("encrypted image")
     directory.parent.mkdir(parents=True, exist_ok=True)
@@ -164,7 +177,8 @@ def build_image(
         _place(root.archive, new / "root.squashfs")
         texts = {
             "reference-values.json": json.dumps(reference, indent=1) + "\n",
-            "packages.txt": root.packages,
+            "packages.txt": root.selection.text,
+            sbom.NAME: bill,
             "encryption.crt": certificates.encryption_certificate,
             "attestation.crt": certificates.attestation_certificate,
             "intermediate.crt": authority.intermediate_pem,
@@ -182,6 +196,19 @@ def build_image(
         }
         for name, text in texts.items():
             (new / name).write_bytes(text if isinstance(text, bytes) else text.encode())
+        progress("provenance")
+        signer, certificate = authority.issue_provenance(VERSION)
+        payload = provenance.statement(
+            {name: file_hash(new / name) for name in provenance.SUBJECTS},
+            parameters={"arch": arch, "version": VERSION, "policy": policy.value, **root.selection.record()},
+            dependencies=dependencies(root),
+            values=values,
+            tools={"casemate": __version__, "python": platform.python_version()},
+            started=now,
+            finished=datetime.datetime.now(datetime.UTC),
+        )
+        (new / provenance.NAME).write_bytes(provenance.sign(payload, signer.reveal()))
+        (new / provenance.CERTIFICATE).write_bytes(certificate)
         _check_replaceable(directory)
         if directory.exists():
             shutil.rmtree(directory)
@@ -189,11 +216,45 @@ def build_image(
     return ImageDirectory(directory)
 
 
-def _reference_values(root: Root, arch: str, base: bytes) -> dict[str, str]:
+def bill_of_materials(root: Root, arch: str) -> bytes:
+    """Return the bill of materials of a root."""
+    return sbom.of_tree(arch, VERSION, root.selection.packages, root.tree, list(guest_files()))
+
+
+def reference_values(root: Root, arch: str, base: bytes, bill: bytes) -> dict[str, str]:
     """Return what a record of an image made of these parts says, whatever its keys are."""
     baseimage = hashlib.sha256(root.kernel.read_bytes() + command_line(arch).encode() + base)
-    sbom = hashlib.sha256(root.packages.encode())
-    return {"root.tar.gz": root.sha256, "baseimage": baseimage.hexdigest(), "sbom": sbom.hexdigest()}
+    return {
+        **{"root.tar.gz": root.sha256, "baseimage": baseimage.hexdigest()},
+        "sbom": hashlib.sha256(bill).hexdigest(),
+    }
+
+
+def source_hash() -> str:
+    """Return the SHA-256 over names and hashes of our source: lines ``sha256  name``, sorted by name, as ``sha256sum`` has."""
+    package = Path(str(files("casemate")))
+    names = sorted(
+        str(path.relative_to(package))
+        for path in package.rglob("*")
+        if path.is_file() and "__pycache__" not in path.parts
+    )
+    return hashlib.sha256("".join(f"{file_hash(package / name)}  {name}\n" for name in names).encode()).hexdigest()
+
+
+def dependencies(root: Root) -> list[dict[str, Any]]:
+    """Return what an image is made from: our source, the list of packages, each package."""
+    packages = root.selection.packages
+    return [
+        {"name": "source", "digest": {"sha256": source_hash()}},
+        {"name": "packages.txt", "digest": {"sha256": hashlib.sha256(root.selection.text.encode()).hexdigest()}},
+        *({"uri": sbom.purl(package), "digest": {"sha256": package.sha256}} for package in packages),
+    ]
+
+
+def file_hash(path: Path) -> str:
+    """Return the SHA-256 of a file, in hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def is_current(
@@ -226,11 +287,9 @@ def is_current(
         return False
     cache = cache or home.directory() / "cache"
     root = build_root(arch, cache, progress)
-    if wanted != _reference_values(root, arch, initrd.base(root, arch, cache)):
+    base, bill = initrd.base(root, arch, cache), bill_of_materials(root, arch)
+    if wanted != reference_values(root, arch, base, bill) or file_hash(built.archive) != root.sha256:
         return False
-    with built.archive.open("rb") as file:
-        if hashlib.file_digest(file, "sha256").hexdigest() != root.sha256:
-            return False
     progress("opening it as the ultravisor will")
     try:
         with SoftwareUltravisor.load_or_create().open(built.image):

@@ -17,8 +17,8 @@ from pathlib import Path
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import rsa
-from cryptography.x509.oid import NameOID
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from casemate.certificates.chain import DEVELOPMENT_OID
 from casemate.secret import Secret
@@ -45,7 +45,7 @@ def _new_key() -> rsa.RSAPrivateKey:
     return rsa.generate_private_key(public_exponent=65537, key_size=4096)
 
 
-def _pem(key: rsa.RSAPrivateKey) -> bytes:
+def _pem(key: rsa.RSAPrivateKey | ec.EllipticCurvePrivateKey) -> bytes:
     return key.private_bytes(
         serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
     )
@@ -63,20 +63,21 @@ def _name(common: str) -> x509.Name:
 
 def _certificate(
     subject: str,
-    key: rsa.RSAPublicKey,
+    key: rsa.RSAPublicKey | ec.EllipticCurvePublicKey,
     issuer: x509.Name,
     issuer_key: rsa.RSAPrivateKey,
     days: int,
     authority: bool,
+    purpose: x509.ObjectIdentifier | None = None,
 ) -> x509.Certificate:
     now = datetime.datetime.now(datetime.UTC).replace(microsecond=0)
     usage = {
-        **{"digital_signature": not authority, "key_encipherment": not authority},
+        **{"digital_signature": not authority, "key_encipherment": not authority and purpose is None},
         **{"key_cert_sign": authority, "crl_sign": authority},
         **{"content_commitment": False, "data_encipherment": False, "key_agreement": False},
         **{"encipher_only": False, "decipher_only": False},
     }
-    return (
+    builder = (
         x509.CertificateBuilder()
         .subject_name(_name(subject))
         .issuer_name(issuer)
@@ -91,8 +92,10 @@ def _certificate(
         .add_extension(
             x509.UnrecognizedExtension(x509.ObjectIdentifier(DEVELOPMENT_OID), b"development"), critical=False
         )
-        .sign(issuer_key, hashes.SHA512())
     )
+    if purpose is not None:
+        builder = builder.add_extension(x509.ExtendedKeyUsage([purpose]), critical=True)
+    return builder.sign(issuer_key, hashes.SHA512())
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,3 +197,14 @@ class DevelopmentCA:
             attestation_key=Secret(_pem(attestation)),
             attestation_certificate=issued("attestation", attestation.public_key()),
         )
+
+    def issue_provenance(self, version: str) -> tuple[Secret, bytes]:
+        """Make the key (P-384, PKCS#8 PEM) that signs one provenance statement, and its certificate (PEM).
+
+        Its purpose is signing code, and only that: no key of an image can pass for it, nor it for one of an image.
+        """
+        signer = ec.generate_private_key(ec.SECP384R1())
+        certificate, key = self._intermediate()
+        subject, purpose = f"Casemate {version} build provenance", ExtendedKeyUsageOID.CODE_SIGNING
+        made = _certificate(subject, signer.public_key(), certificate.subject, key, 730, False, purpose)
+        return Secret(_pem(signer)), made.public_bytes(serialization.Encoding.PEM)

@@ -10,7 +10,6 @@ no key touches a disk.
 from __future__ import annotations
 
 import io
-import py_compile
 import re
 import shutil
 import stat
@@ -19,7 +18,7 @@ import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 
-from casemate.image.root import EPOCH, Root, cache_key, guest_files, run
+from casemate.image.root import EPOCH, TRIPLES, Root, cache_key, guest_files, run
 
 PROGRAMS: tuple[str, ...] = (
     *("usr/bin/python3.11", "usr/sbin/cryptsetup", "usr/sbin/dmsetup", "usr/sbin/mkfs.ext4", "usr/bin/kmod"),
@@ -29,7 +28,6 @@ LINKS = {
     **{"usr/sbin/modprobe": "../bin/kmod", "usr/bin/python3": "python3.11"},
     **{"bin": "usr/bin", "lib": "usr/lib", "lib64": "usr/lib64", "sbin": "usr/sbin"},
 }
-TRIPLES = {"amd64": "x86_64-linux-gnu", "s390x": "s390x-linux-gnu"}
 DRIVERS = (
     *("virtio_pci", "virtio_ccw", "virtio_blk", "virtio_net", "virtio_rng", "virtio_console"),
     *("dm_crypt", "xts", "aesni_intel", "aes_s390", "squashfs"),
@@ -63,6 +61,13 @@ for module in list(sys.modules.values()):
     path = getattr(module, "__file__", None)
     if path:
         print(path)
+"""
+
+COMPILE = """
+import sys, py_compile
+for name in sys.argv[1:]:
+    mode = py_compile.PycInvalidationMode.UNCHECKED_HASH
+    py_compile.compile(f"/{name}", f"/compiled/{name}c", f"/{name}", doraise=True, invalidation_mode=mode, quiet=2)
 """
 
 
@@ -157,18 +162,15 @@ def _make(root: Root, arch: str, ours: list[tuple[str, bytes]], work: Path) -> b
     for name in sorted({*binaries, *_libraries(tree, binaries)}):
         source = tree / name
         cpio.file(name, source.read_bytes(), 0o755)
-    for name in modules:
-        if name.endswith(".py"):
-            # Compiled files without their source, where Python looks for them: no checks, no compiling at boot.
-            compiled = work / "compiled.pyc"
-            mode = py_compile.PycInvalidationMode.UNCHECKED_HASH
-            py_compile.compile(
-                str(tree / name), str(compiled), f"/{name}", doraise=True, invalidation_mode=mode, quiet=2
-            )
-            cpio.file(f"{name}c", compiled.read_bytes())
+    # Compiled files without their source, where Python looks for them: no checks, no compiling at boot. The tree's own
+    # Python makes them: that of the build machine may be another.
+    sources = [name for name in modules if name.endswith(".py")]
+    run(["chroot", str(tree), "/usr/bin/python3", "-IBc", COMPILE, *sources])
+    for name in sources:
+        cpio.file(f"{name}c", (tree / "compiled" / f"{name}c").read_bytes())
     for name in ("mke2fs.conf",):
         cpio.file(f"etc/{name}", (tree / "etc" / name).read_bytes())
-    present = _drivers(cpio, tree, root.release, work)
+    present = _drivers(cpio, tree, root.release)
     cpio.file("casemate/drivers", "\n".join(present).encode())
     cpio.file("init", b"#!/usr/bin/python3 -IB\nfrom casemate.guest.bootloader import main\nmain()\n", 0o755)
     return cpio.finish()
@@ -201,7 +203,7 @@ def _libraries(tree: Path, binaries: Iterable[str]) -> set[str]:
     return names
 
 
-def _drivers(cpio: Cpio, tree: Path, release: str, work: Path) -> list[str]:
+def _drivers(cpio: Cpio, tree: Path, release: str) -> list[str]:
     """Add the kernel modules with all that they depend on, and an index of just these; return the names to load."""
     modules = tree / "usr/lib/modules" / release
     paths = {path.name.split(".ko")[0].replace("-", "_"): path for path in modules.rglob("*.ko*")}
@@ -214,13 +216,13 @@ def _drivers(cpio: Cpio, tree: Path, release: str, work: Path) -> list[str]:
     for driver in present:
         name = str(paths[driver].relative_to(modules))
         wanted |= {name, *dependencies[name]}
-    small = work / "small/lib/modules" / release
+    small = tree / "small/lib/modules" / release
     for name in sorted(wanted):
         (small / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(modules / name, small / name)
     for name in ("modules.builtin", "modules.builtin.modinfo", "modules.order"):
         shutil.copyfile(modules / name, small / name)
-    run(["depmod", "-b", str(work / "small"), release])
+    run(["chroot", str(tree), "/usr/sbin/depmod", "-b", "/small", release])
     for path in sorted(small.rglob("*")):
         if path.suffix in (".ko", ".xz", ".zst", ".bin") or path.name == "modules.softdep":
             cpio.file(f"usr/lib/modules/{release}/{path.relative_to(small)}", path.read_bytes())

@@ -15,17 +15,19 @@ import re
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 
 from casemate.errors import CasemateError
+from casemate.image.snapshot import RELEASE as RELEASE
+from casemate.image.snapshot import Policy, Selection, repository, select
 
-RECIPE = "1"
+RECIPE = "2"
 """Raised when this module makes another tree from the same list of packages."""
 
-RELEASE = "bookworm"
 EPOCH = 1672531200
 """Time stamp of every file in the archive, in seconds since 1970: the archive must not depend on the day."""
 
@@ -35,7 +37,11 @@ PACKAGES = (
     *("podman", "crun", "conmon", "catatonit", "iptables", "ca-certificates"),
     *("rsyslog", "rsyslog-gnutls"),
     *("python3-minimal", "python3-cryptography", "python3-yaml", "python3-jsonschema"),
+    # Packs the archive, and is not in it: the build machine's own might pack otherwise.
+    "squashfs-tools",
 )
+LOADERS = {"amd64": "ld-linux-x86-64.so.2", "s390x": "ld64.so.1"}
+TRIPLES = {"amd64": "x86_64-linux-gnu", "s390x": "s390x-linux-gnu"}
 ARCHITECTURE_PACKAGES = {
     "amd64": ("linux-image-cloud-amd64", "netavark", "aardvark-dns"),
     "s390x": ("linux-image-s390x", "containernetworking-plugins"),
@@ -63,7 +69,7 @@ usr/bin/btrfs-* usr/bin/btrfstune usr/bin/systemd-nspawn usr/bin/systemd-run usr
 usr/bin/loginctl usr/bin/homectl usr/bin/wall usr/bin/write* usr/bin/mesg usr/bin/script* usr/bin/localedef
 usr/sbin/agetty usr/sbin/getty usr/sbin/sulogin usr/sbin/su* usr/sbin/xfs_db usr/sbin/update-* usr/sbin/dpkg-*
 usr/sbin/useradd usr/sbin/userdel usr/sbin/usermod usr/sbin/group* usr/sbin/chpasswd usr/sbin/adduser
-usr/sbin/mkinitramfs usr/sbin/iconvconfig usr/sbin/ldconfig usr/sbin/xfs_scrub* usr/lib/podman/rootlessport
+usr/sbin/mkinitramfs usr/sbin/iconvconfig usr/bin/*squashfs usr/bin/sqfs* usr/sbin/ldconfig usr/sbin/xfs_scrub* usr/lib/podman/rootlessport
 usr/lib/*/*.a usr/lib/*/libicu* usr/lib/*/libstdc++* usr/lib/*/libmvec* usr/lib/*/libgio-2.0* usr/lib/*/libdb-5*
 usr/lib/*/libldap* usr/lib/*/liblber* usr/lib/*/sasl2 usr/lib/*/krb5 usr/lib/*/glib-2.0 usr/lib/*/security
 usr/lib/python3.11/lib-dynload/_dbm* usr/lib/python3.11/asyncio usr/lib/python3.11/ensurepip usr/lib/python3.11/venv
@@ -90,7 +96,7 @@ class Root:
     archive: Path
     sha256: str
     size: int
-    packages: str
+    selection: Selection
     kernel: Path
     release: str
 
@@ -141,14 +147,15 @@ def guest_files() -> Iterable[tuple[str, bytes]]:
                 yield str(path.relative_to(package)), path.read_bytes()
 
 
-def build_tree(arch: str, cache: Path) -> Path:
-    """Return the tree of packages for ``arch``, made where the cache has none."""
-    tree = cache / f"tree-{arch}-{cache_key(RECIPE, RELEASE, arch, packages_of(arch))}"
+def build_tree(arch: str, cache: Path, selection: Selection) -> Path:
+    """Return the tree of the selected packages, made where the cache has none."""
+    tree = cache / f"tree-{arch}-{cache_key(RECIPE, arch, packages_of(arch), selection.text)}"
     if tree.is_dir():
         return tree
-    cache.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="new-", dir=cache) as work:
-        new = Path(work) / "root"
+        new, debs = Path(work) / "root", Path(work) / "debs"
+        debs.mkdir()
+        repository(selection.packages, cache, arch, debs)
         run(
             [
                 *("mmdebstrap", "--quiet", "--mode=root", "--variant=essential", f"--architectures={arch}"),
@@ -157,47 +164,63 @@ def build_tree(arch: str, cache: Path) -> Path:
                 "--dpkgopt=path-exclude=/usr/share/man/*",
                 "--dpkgopt=path-exclude=/usr/share/locale/*",
                 "--dpkgopt=path-exclude=/usr/share/doc/*",
+                "--dpkgopt=path-include=/usr/share/doc/*/copyright",
                 "--essential-hook=mkdir -p $1/etc/initramfs-tools/conf.d",
                 f"--include={','.join(packages_of(arch))}",
-                *(RELEASE, str(new)),
+                # Every package there was compared with its hash in the list; apt compares once more.
+                *("", str(new), f"deb [trusted=yes] copy:{debs} ./"),
             ]
         )
         new.rename(tree)
     return tree
 
 
-def build_root(arch: str, cache: Path, progress: Callable[[str], None] = lambda step: None) -> Root:
-    """Build, or take from the cache, the root for ``arch``."""
+def build_root(
+    arch: str,
+    cache: Path,
+    progress: Callable[[str], None] = lambda step: None,
+    selection: Selection | None = None,
+) -> Root:
+    """Build, or take from the cache, the root for ``arch`` of the selected packages (of the source's list)."""
     progress("packages")
-    tree = build_tree(arch, cache)
+    cache.mkdir(parents=True, exist_ok=True)
+    selection = selection or select_packages(arch, cache)
+    tree = build_tree(arch, cache, selection)
     release = next((tree / "usr/lib/modules").iterdir()).name
     ours = list(guest_files())
     here = Path(__file__).read_text("utf-8")  # what it removes, keeps and writes
     key = cache_key(tree.name, here, [(name, hashlib.sha256(data).hexdigest()) for name, data in ours])
     archive = cache / f"root-{arch}-{key}.squashfs"
-    listing = cache / f"root-{arch}-{key}.txt"
-    if not (archive.is_file() and listing.is_file()):
+    if not archive.is_file():
         progress("root archive")
-        listing.write_text(_package_list(tree))
-        with tempfile.TemporaryDirectory(prefix="new-", dir=cache) as work:
-            _make_archive(tree, release, ours, Path(work), archive)
+        with tempfile.TemporaryDirectory(prefix="new-", dir=cache) as work, _umask(0o022):
+            _make_archive(arch, tree, release, ours, Path(work), archive)
     with archive.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return Root(
-        tree, archive, digest, archive.stat().st_size, listing.read_text(), tree / f"boot/vmlinuz-{release}", release
-    )
+    return Root(tree, archive, digest, archive.stat().st_size, selection, tree / f"boot/vmlinuz-{release}", release)
 
 
-def _package_list(tree: Path) -> str:
-    done = subprocess.run(
-        ["dpkg-query", f"--admindir={tree}/var/lib/dpkg", "-W", "-f", "${Package} ${Version} ${Architecture}\n"],
-        capture_output=True,
-        check=True,
-    )
-    return "".join(sorted(done.stdout.decode().splitlines(keepends=True)))
+def select_packages(
+    arch: str, cache: Path, policy: Policy = Policy.LISTED, say: Callable[[str], None] = lambda warning: None
+) -> Selection:
+    """Decide which packages a root for ``arch`` has, and fetch them."""
+    cache.mkdir(parents=True, exist_ok=True)
+    return select(arch, packages_of(arch), cache, policy, say)
 
 
-def _make_archive(tree: Path, release: str, ours: list[tuple[str, bytes]], work: Path, archive: Path) -> None:
+@contextmanager
+def _umask(mask: int) -> Iterator[None]:
+    """The user's umask must not decide what an archive's modes are."""
+    before = os.umask(mask)
+    try:
+        yield
+    finally:
+        os.umask(before)
+
+
+def _make_archive(
+    arch: str, tree: Path, release: str, ours: list[tuple[str, bytes]], work: Path, archive: Path
+) -> None:
     root = work / "root"
     run(["cp", "-al", str(tree), str(root)])
     for pattern in LEFT_OUT.split():
@@ -214,11 +237,12 @@ def _make_archive(tree: Path, release: str, ours: list[tuple[str, bytes]], work:
             shutil.copyfile(unit, units / unit.name)
     shutil.rmtree(package / "guest/units", ignore_errors=True)
     configure(root)
-    run(["depmod", "-b", str(root), release])
-    new = work / "root.squashfs"
+    run(["chroot", str(root), "/usr/sbin/depmod", release])
+    new, libraries = work / "root.squashfs", tree / "usr/lib" / TRIPLES[arch]
     run(
         [
-            *("mksquashfs", str(root), str(new), "-noappend", "-no-progress", "-quiet", "-no-xattrs", "-no-exports"),
+            *(str(libraries / LOADERS[arch]), "--library-path", str(libraries), str(tree / "usr/bin/mksquashfs")),
+            *(str(root), str(new), "-noappend", "-no-progress", "-quiet", "-no-xattrs", "-no-exports"),
             *("-comp", "zstd", "-Xcompression-level", "9", "-b", "131072"),
             # Time stamps come from SOURCE_DATE_EPOCH, see run().
         ]
