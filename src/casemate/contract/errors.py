@@ -51,3 +51,10 @@ class SeedError(ContractError):
     """A volume's seed is missing or is not one."""
 
     id = "CONTRACT-SEED"
+
+
+class TrustError(ContractError):
+    """Trust data (TUF) is refused. ``TrustError.EXPIRED`` is the identifier of data that is only too old."""
+
+    id = "CONTRACT-TRUST"
+    EXPIRED = "CONTRACT-TRUST-EXPIRED"

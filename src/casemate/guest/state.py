@@ -2,7 +2,8 @@
 
 ``/run/casemate/``: ``contract/`` (what the bootloader left; gone when ``hpl-signature`` is done), ``seeds.json`` (gone when
 ``hpl-lukspassphrase`` is done), ``passphrases/`` (gone when ``hpl-storage`` is done), ``auth.json`` and ``certificates/`` (gone
-when ``hpl-image`` has pulled), ``sections/workload.json`` and ``sections/env.json`` (without seeds) and ``environment.json``
+when ``hpl-image`` has pulled), ``images.json`` (what it pulls),
+``sections/workload.json`` and ``sections/env.json`` (without seeds) and ``environment.json``
 (the merged variables; all three gone before the first container starts).
 """
 
@@ -22,6 +23,7 @@ ENVIRONMENT = RUN / "environment.json"
 PASSPHRASES = RUN / "passphrases"
 AUTH = RUN / "auth.json"
 CERTIFICATES = RUN / "certificates"
+IMAGES = RUN / "images.json"
 PUBLIC = Path("/run/casemate-public")
 """What every program of the guest may read: the resolver's configuration, the policy for images."""
 

@@ -57,7 +57,8 @@ usr/lib/x86_64-linux-gnu/libperl* usr/lib/s390x-linux-gnu/libperl* usr/lib/initr
 usr/lib/python3.11/lib2to3 usr/lib/python3.11/pydoc_data usr/lib/python3.11/distutils usr/lib/python3.11/idlelib
 usr/lib/systemd/boot usr/lib/systemd/user usr/lib/systemd/catalog usr/lib/systemd/system-generators usr/lib/kernel
 usr/lib/binfmt.d usr/lib/tmpfiles.d/*
-usr/bin/perl* usr/bin/apt* usr/bin/dpkg* usr/bin/gpg* usr/bin/dirmngr* usr/bin/debconf* usr/bin/deb-systemd*
+usr/bin/perl* usr/bin/apt* usr/bin/dpkg* usr/bin/gpg[!c]* usr/bin/gpgcompose usr/bin/dirmngr* usr/bin/debconf*
+usr/bin/deb-systemd*
 usr/bin/login usr/bin/su usr/bin/passwd usr/bin/chsh usr/bin/chfn usr/bin/newgrp usr/bin/sg usr/bin/gpasswd
 usr/bin/btrfs-* usr/bin/btrfstune usr/bin/systemd-nspawn usr/bin/systemd-run usr/bin/machinectl usr/bin/pinentry*
 usr/bin/loginctl usr/bin/homectl usr/bin/wall usr/bin/write* usr/bin/mesg usr/bin/script* usr/bin/localedef
@@ -319,6 +320,7 @@ def configure(root: Path) -> None:
     shutil.rmtree(containers / "registries.conf.d", ignore_errors=True)
     (containers / "policy.json").unlink(missing_ok=True)
     (containers / "policy.json").symlink_to("/run/casemate-public/policy.json")  # none: the engine starts nothing
+    (containers / "registries.d").symlink_to("/run/casemate-public/registries.d")
     mounts = root / "mnt"
     shutil.rmtree(mounts)
     mounts.symlink_to("var/mnt")
