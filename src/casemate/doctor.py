@@ -59,8 +59,15 @@ NEEDS = (
     Need("cpio", "cpio", "tests"),
     Need("zstd", "zstd", "tests"),
     Need("logger", "bsdutils", "tests"),
+    Need("podman", "podman", "tests"),
+    Need("gpg", "gnupg", "tests"),
+    Need("notary", "notary", "tests"),
 )
-DAEMONS = {"docker-registry": "docker-registry.service", "rsyslog": "rsyslog.service syslog.socket"}
+DAEMONS = {
+    "docker-registry": "docker-registry.service",
+    "rsyslog": "rsyslog.service syslog.socket",
+    "podman": "podman.socket podman.service podman-restart.service podman-auto-update.timer",
+}
 """Packages that bring a service of their own, which nobody asked for here: installed, but not started."""
 
 

@@ -80,6 +80,7 @@ def test_keys_of_confidential_containers_are_read_where_they_stand_there() -> No
         ("dct", {"publicKey": "AAAA"}, "neither PEM nor base64 of PEM"),
         ("dct", {"publicKey": b64(private())}, "neither a certificate nor a public key"),
         ("dct", {"publicKey": b64(PEM.replace(b"M", b"N"))}, "damaged"),
+        ("dct", {"publicKey": b64(certified(name="r.example.com/other").certificate)}, "not of this image"),
         ("dct", {"notary": "http://notary.example.com"}, "https://host"),
         ("dct", {"notary": "https://user:password@notary.example.com"}, "https://host"),
         ("cosign", {"publicKey": b64(certified().certificate)}, "not a public key"),

@@ -19,7 +19,10 @@ from typing import Any
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, EllipticCurvePrivateKey, generate_private_key
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from cryptography.x509 import load_pem_x509_certificate
+from tuf_kit import certified
 
+from casemate.contract import tuf
 from casemate.contract.admission import lookups, policy
 from casemate.contract.images import parse_reference
 from casemate.demo import images
@@ -372,13 +375,34 @@ def test_releases_signed_by_a_delegate_count_first(engine: Path, around: Around,
     assert start(f"{name}:1", dct(around, name, public)) == "good"
 
 
-def test_trust_by_another_key_or_of_another_image_is_refused(engine: Path, around: Around) -> None:
-    one, other = f"{around.door.here}/dct/one", f"{around.door.here}/dct/other"
-    public = {name: around.notary.start(name) for name in (one, other)}
-    for name in (one, other):
-        around.notary.tag(name, "1", around.good.digest, around.good.size)
-    assert refused_by_policy(f"{one}:1", dct(around, one, public[other])).id == "HPL16006E"
-    assert refused_by_policy(f"{one}:1", dct(around, other, public[other])).id == "HPL06010E"
+def test_trust_by_another_key_is_refused(engine: Path, around: Around) -> None:
+    name = f"{around.door.here}/dct/one"
+    around.notary.start(name)
+    around.notary.tag(name, "1", around.good.digest, around.good.size)
+    stranger = base64.b64encode(certified(name=name).certificate).decode()
+    assert refused_by_policy(f"{name}:1", dct(around, name, stranger)).id == "HPL16006E"
+
+
+def test_trust_data_of_another_image_by_the_same_signer_is_refused(engine: Path, around: Around) -> None:
+    """One person has one root key: all of it is signed as it should be, and says what another image's tag is."""
+    mine, other = f"{around.door.here}/dct/mine", f"{around.door.here}/dct/theirs"
+    public = {name: around.notary.start(name) for name in (mine, other)}
+    keys = [load_pem_x509_certificate(base64.b64decode(each)).public_key() for each in public.values()]
+    pem = keys[0].public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+    assert pem == keys[1].public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+    around.notary.tag(other, "1", around.evil.digest, around.evil.size)
+    tls = web.context([around.notary.authority.decode()])
+    server = web.Server(f"127.0.0.1:{around.notary.port}", around.door.here, {}, tls)
+
+    def passed_on(name: str, limit: int) -> bytes:
+        content = server.get(f"/v2/{other}/_trust/tuf/{name}.json", limit) or b""
+        around.door.lies[f"/v2/{mine}/_trust/tuf/{name}.json"] = (content, "application/json")
+        return content
+
+    pin, now = tuf.read_pin(pem), datetime.datetime.now(datetime.UTC)
+    assert tuf.digest_of(tuf.signed_targets(other, pin, now, passed_on), "1") == around.evil.digest
+    stop = refused_by_policy(f"{mine}:1", dct(around, mine, base64.b64encode(pem).decode(), around.door.port))
+    assert stop.id == "HPL16006E" and "no certificate for this image" in stop.detail
 
 
 def test_trust_data_that_is_too_old_is_refused(engine: Path, around: Around) -> None:
@@ -396,7 +420,8 @@ def test_an_image_that_nobody_signed_and_a_server_out_of_reach_are_refused(
     monkeypatch.setattr(web, "ATTEMPTS", 1)
     name, unsigned = f"{around.door.here}/dct/reach", f"{around.door.here}/dct/unsigned"
     public = around.notary.start(name)
-    assert refused_by_policy(f"{unsigned}:1", dct(around, unsigned, public)).id == "HPL16008E"
+    nobody = base64.b64encode(certified(name=unsigned).certificate).decode()
+    assert refused_by_policy(f"{unsigned}:1", dct(around, unsigned, nobody)).id == "HPL16008E"
     assert refused_by_policy(f"{name}:1", dct(around, name, public, free_port())).id == "HPL16008E"
     (state.CERTIFICATES / "notary.crt").unlink()  # a server that is somebody else's
     stop = refused_by_policy(f"{name}:1", dct(around, name, public))
@@ -413,7 +438,7 @@ def test_a_mirror_of_older_files_is_refused(engine: Path, around: Around) -> Non
     around.notary.sign("remove", "-p", name, "1")
     around.notary.tag(name, "1", around.good.digest, around.good.size)
     tls = web.context([around.notary.authority.decode()])
-    honest = web.Server(f"127.0.0.1:{around.notary.port}", around.door.here, {}, tls, "HPL16008E")
+    honest = web.Server(f"127.0.0.1:{around.notary.port}", around.door.here, {}, tls)
     base = f"/v2/{name}/_trust/tuf"
     root, timestamp = (honest.get(f"{base}/{role}.json", 1 << 20) or b"" for role in ("root", "timestamp"))
     current = json.loads(timestamp)["signed"]["meta"]["snapshot"]["hashes"]["sha256"]

@@ -30,7 +30,7 @@ from typing import Any
 from casemate.contract.errors import ImageError, KeyFileError
 from casemate.contract.images import Reference, parse_reference
 from casemate.contract.keys import first_block, kinds, pem_of
-from casemate.contract.tuf import read_pin
+from casemate.contract.tuf import common_names, read_pin
 
 HTTPS = re.compile(r"https://[A-Za-z0-9.-]+(:[0-9]{1,5})?(/[A-Za-z0-9._~/-]*)?")
 LARGEST_KEYRING = 1 << 20
@@ -102,16 +102,19 @@ def _entry(kind: str, name: str, value: Mapping[str, Any]) -> ImageKey:
     text = value.get("publicKey")
     if not isinstance(text, str):
         raise ImageError("is missing", where="publicKey")
-    readers: dict[str, Callable[[str], bytes]] = {"dct": _pinned, "rhs": _keyring, "cosign": _cosign}
     try:
-        return ImageKey(kind, name, readers[kind](text), url)
+        if kind == "dct":
+            return ImageKey(kind, name, _pinned(text, name), url)
+        return ImageKey(kind, name, _keyring(text) if kind == "rhs" else _cosign(text), url)
     except KeyFileError as error:
         raise ImageError(error.cause, error.cure, "publicKey") from None
 
 
-def _pinned(text: str) -> bytes:
+def _pinned(text: str, name: str) -> bytes:
     pem = pem_of(text)
-    read_pin(pem)
+    pin = read_pin(pem)
+    if pin.certificate and common_names(pin) != [name]:
+        raise KeyFileError("the certificate is not of this image", "its common name is the image's name")
     return first_block(pem)
 
 

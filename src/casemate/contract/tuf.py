@@ -139,7 +139,7 @@ def _fits(key: Key, pin: Key, gun: str, now: datetime) -> bool:
     if not key.certificate or key.der != pin.der or (pin.certificate and not _same_certificate(key, pin)):
         return False
     begins, ends = validity(key.certificate)
-    return begins <= now <= ends and _common_names(key.certificate) == [gun]
+    return begins <= now <= ends and common_names(key) == [gun]
 
 
 def _same_certificate(one: Key, other: Key) -> bool:
@@ -149,11 +149,12 @@ def _same_certificate(one: Key, other: Key) -> bool:
     return len({load_pem_x509_certificate(key.certificate).public_bytes(Encoding.DER) for key in (one, other)}) == 1
 
 
-def _common_names(certificate: bytes) -> list[str]:
+def common_names(key: Key) -> list[str]:
+    """Return whom a key's certificate is for: the common names of its subject."""
     from cryptography.x509 import load_pem_x509_certificate
     from cryptography.x509.oid import NameOID
 
-    subject = load_pem_x509_certificate(certificate).subject
+    subject = load_pem_x509_certificate(key.certificate).subject
     return [str(name.value) for name in subject.get_attributes_for_oid(NameOID.COMMON_NAME)]
 
 

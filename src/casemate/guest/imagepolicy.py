@@ -51,7 +51,7 @@ def admitted(
     try:
         keys = read_keys(workload)
     except ImageError as error:
-        raise Stop(error.id, str(error)) from None
+        raise Stop("HPL16004E", str(error)) from None
     try:
         return [admit(image, keys, resolve) for image in images]
     except ImageError as error:
@@ -64,6 +64,7 @@ class Signed:
     def __init__(self, now: datetime.datetime) -> None:
         self._now = now
         self._trusted: dict[ImageKey, Any] = {}
+        self._tls: Any = None
 
     def digest(self, key: ImageKey, image: Reference) -> str:
         """Return the digest that the tag of an image stands for, by one key."""
@@ -73,10 +74,11 @@ class Signed:
 
     def _by_trust(self, key: ImageKey, image: Reference) -> str:
         from casemate.contract.tuf import digest_of, read_pin, signed_targets
+        from casemate.guest import web  # late: the standard library's HTTP takes a second of an emulated processor
 
         if key not in self._trusted:  # asked once, so that all tags are of one state
             url = urlsplit(key.url)
-            server = _server(url.netloc, image.registry, "HPL16008E")
+            server = self._server(url.netloc, image.registry)
 
             def fetch(name: str, limit: int) -> bytes:
                 path = f"{url.path.rstrip('/')}/v2/{quote(image.name, safe='/:')}/_trust/tuf/{name}.json"
@@ -88,46 +90,55 @@ class Signed:
 
             try:
                 self._trusted[key] = signed_targets(image.name, read_pin(key.key), self._now, fetch)
+            except web.WebError as error:
+                raise Stop("HPL16008E", str(error)) from None
             except TrustError as error:
-                id = "HPL16007E" if error.id == TrustError.EXPIRED else "HPL16006E"
-                raise Stop(id, f"the trust data of {image.name}: {error}") from None
+                if error.id == TrustError.EXPIRED:
+                    raise Stop("HPL16007E", f"the trust data of {image.name}: {error}") from None
+                raise Stop("HPL16006E", f"the trust data of {image.name}: {error}") from None
         digest = digest_of(self._trusted[key], image.tag or "latest")
         if digest is None:
             raise Stop("HPL16009E", f"nobody has signed {image.canonical}")
         return digest
 
-    @staticmethod
-    def _by_cosign(key: ImageKey, image: Reference) -> str:
+    def _by_cosign(self, key: ImageKey, image: Reference) -> str:
         from casemate.contract import cosign
+        from casemate.guest import web
 
-        host = "registry-1.docker.io" if image.registry == DEFAULT_REGISTRY else image.registry
-        server = _server(host, image.registry, "HPL06004E")
-        path = f"/v2/{image.path}"
-        manifest = server.get(f"{path}/manifests/{image.tag or 'latest'}", cosign.LARGEST_MANIFEST, cosign.MANIFESTS)
-        if manifest is None:
-            raise Stop("HPL06004E", f"{image.canonical} is not in its registry")
-        digest = cosign.digest_of(manifest)
-        tag = f"{digest.replace(':', '-')}.sig"
-        listed = server.get(f"{path}/manifests/{tag}", cosign.LARGEST_MANIFEST, cosign.MANIFESTS)
+        server = self._server(
+            "registry-1.docker.io" if image.registry == DEFAULT_REGISTRY else image.registry, image.registry
+        )
+        place = f"/v2/{image.path}"
+
+        def manifest_of(tag: str) -> bytes | None:
+            return server.get(f"{place}/manifests/{tag}", cosign.LARGEST_MANIFEST, cosign.MANIFESTS)
+
         faults = []
         try:
+            manifest = manifest_of(image.tag or "latest")
+            if manifest is None:
+                raise Stop("HPL06004E", f"{image.canonical} is not in its registry")
+            digest = cosign.digest_of(manifest)
+            listed = manifest_of(f"{digest.replace(':', '-')}.sig")
             for layer in cosign.layers(listed) if listed is not None else []:
-                payload = server.get(f"{path}/blobs/{layer.digest}", cosign.LARGEST_PAYLOAD, "*/*") or b""
+                payload = server.get(f"{place}/blobs/{layer.digest}", cosign.LARGEST_PAYLOAD, "*/*") or b""
                 if (fault := cosign.fault(payload, layer, key.key, image.canonical, digest)) is None:
                     return digest
                 faults.append(fault)
+        except web.WebError as error:
+            raise Stop("HPL06004E", str(error)) from None
         except TrustError as error:
-            raise Stop("HPL16010E", f"{image.canonical}: the signature {error}") from None
+            raise Stop("HPL16010E", f"{image.canonical}: the list of signatures {error}") from None
         why = f"only signatures {', or '.join(dict.fromkeys(faults))}" if faults else "no signature"
         raise Stop("HPL16010E", f"{image.canonical} ({digest}) has {why}")
 
+    def _server(self, host: str, registry: str) -> Server:
+        from casemate.guest import web
 
-def _server(host: str, registry: str, id: str) -> Server:
-    from casemate.guest import web
-
-    logins = {name: login["auth"] for name, login in state.read_json(state.AUTH)["auths"].items()}
-    tls = web.context(path.read_text() for path in sorted(state.CERTIFICATES.iterdir()))
-    return web.Server(host, registry, logins, tls, id)
+        if self._tls is None:  # read once: the public authorities are many
+            self._tls = web.context(path.read_text() for path in sorted(state.CERTIFICATES.iterdir()))
+        logins = {name: login["auth"] for name, login in state.read_json(state.AUTH)["auths"].items()}
+        return web.Server(host, registry, logins, self._tls)
 
 
 def service() -> None:

@@ -17,13 +17,15 @@ import time
 from collections.abc import Iterable, Mapping
 from urllib.parse import urlencode, urljoin, urlsplit
 
-from casemate.guest.report import Stop
-
 PATIENCE, TOTAL = 30.0, 300.0
 """Seconds: for one answer of a server, and for all that is asked of it."""
 ATTEMPTS, MOST_HOPS = 3, 3
 LARGEST_TOKEN = 64 << 10
 _CHALLENGE = re.compile(r'([a-z]+)="([^"]*)"')
+
+
+class WebError(Exception):
+    """A server can't be reached, or doesn't answer as it should; the text names the server and has no secret."""
 
 
 class _Again(Exception):
@@ -39,21 +41,21 @@ def context(authorities: Iterable[str]) -> ssl.SSLContext:
 
 
 class Server:
-    """One server, asked about one image. ``logins`` are base64 of ``user:password`` by registry; ``id`` names its failures."""
+    """One server, asked about images of one registry. ``logins`` are base64 of ``user:password`` by registry."""
 
-    def __init__(self, host: str, registry: str, logins: Mapping[str, str], tls: ssl.SSLContext, id: str) -> None:
-        self._host, self._registry, self._logins, self._tls, self._id = host, registry, logins, tls, id
+    def __init__(self, host: str, registry: str, logins: Mapping[str, str], tls: ssl.SSLContext) -> None:
+        self._host, self._registry, self._logins, self._tls = host, registry, logins, tls
         self._authorization = ""
         self._end = time.monotonic() + TOTAL
 
     def get(self, path: str, limit: int, accept: str = "application/json") -> bytes | None:
-        """Return what lies at a path, at most ``limit`` bytes; ``None`` where nothing does. Raises :class:`Stop`."""
+        """Return what lies at a path, at most ``limit`` bytes; ``None`` where nothing does. Raises :class:`WebError`."""
         for attempt in range(1, ATTEMPTS + 1):
             try:
                 return self._ask(f"https://{self._host}{path}", limit, accept)
-            except (_Again, OSError, http.client.HTTPException) as error:
+            except (_Again, OSError, ValueError, http.client.HTTPException) as error:
                 if attempt == ATTEMPTS or isinstance(error, ssl.SSLCertVerificationError):
-                    raise self._stop(str(error) if isinstance(error, _Again) else type(error).__name__) from None
+                    raise self._error(str(error) if isinstance(error, _Again) else type(error).__name__) from None
                 time.sleep(attempt)
         raise AssertionError
 
@@ -74,8 +76,8 @@ class Server:
             elif status in (200, 404):
                 return data if status == 200 else None
             else:
-                raise self._stop(f"it answers {status}")
-        raise self._stop("it sends from place to place")
+                raise self._error(f"it answers {status}")
+        raise self._error("it sends from place to place")
 
     def _answer(self, challenge: str) -> str:
         """Return the header that answers a server's challenge."""
@@ -83,11 +85,11 @@ class Server:
         if kind.lower() == "basic":
             if login := self.login_for(self._host):
                 return f"Basic {login}"
-            raise self._stop("it wants a login, and the contract has none for it")
+            raise self._error("it wants a login, and the contract has none for it")
         values = dict(_CHALLENGE.findall(rest))
         realm = urlsplit(values.get("realm", ""))
         if kind.lower() != "bearer":
-            raise self._stop("it asks for something that is not understood")
+            raise self._error("it asks for something that is not understood")
         login = self.login_for(realm.netloc)
         query = urlencode({key: values[key] for key in ("service", "scope") if key in values})
         url = f"{realm.scheme}://{realm.netloc}{realm.path}?{query}"
@@ -98,7 +100,7 @@ class Server:
         except (ValueError, RecursionError, AttributeError):
             token = None
         if not isinstance(token, str) or not re.fullmatch(r"[\x21-\x7e]{1,60000}", token):
-            raise self._stop("no token is given for it")
+            raise self._error("no token is given for it")
         return f"Bearer {token}"
 
     def login_for(self, asking: str) -> str | None:
@@ -114,7 +116,7 @@ class Server:
         """Return status, headers and body of one answer; of the body no more than ``limit`` bytes are taken."""
         parts = urlsplit(url)
         if parts.scheme != "https" or not parts.hostname:
-            raise self._stop("it sends to a place that is not HTTPS")
+            raise self._error("it sends to a place that is not HTTPS")
         connection = http.client.HTTPSConnection(parts.netloc, timeout=PATIENCE, context=self._tls)
         try:
             connection.request("GET", parts.path + (f"?{parts.query}" if parts.query else ""), headers=dict(headers))
@@ -124,12 +126,12 @@ class Server:
                 taken.append(part)
                 size += len(part)
                 if size > limit:
-                    raise self._stop(f"it gives more than the {limit} bytes that are read")
+                    raise self._error(f"it gives more than the {limit} bytes that are read")
                 if time.monotonic() > self._end:
                     raise _Again("it answers too slowly")
             return answer.status, answer.headers, b"".join(taken)
         finally:
             connection.close()
 
-    def _stop(self, why: str) -> Stop:
-        return Stop(self._id, f"{self._host}, asked about an image of {self._registry}: {why}")
+    def _error(self, why: str) -> WebError:
+        return WebError(f"{self._host}, asked about an image of {self._registry}: {why}")
