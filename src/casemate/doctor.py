@@ -63,8 +63,14 @@ NEEDS = (
     Need("qemu-system-s390x", "qemu-system-misc", "tests"),
     Need("podman", "podman", "tests"),
     Need("crun", "crun", "tests"),
+    Need("gpg", "gnupg", "tests"),
+    Need("notary", "notary", "tests"),
 )
-DAEMONS = {"docker-registry": "docker-registry.service", "rsyslog": "rsyslog.service syslog.socket"}
+DAEMONS = {
+    "docker-registry": "docker-registry.service",
+    "rsyslog": "rsyslog.service syslog.socket",
+    "podman": "podman.socket podman.service podman-restart.service podman-auto-update.timer",
+}
 """Packages that bring a service of their own, which nobody asked for here: installed, but not started."""
 
 

@@ -122,7 +122,12 @@ def test_the_schema_is_one_and_says_the_same_as_the_check(workload: Section, env
         ("env/A", 12, "workload.env.A", "put numbers"),
         ("env/A B", "x", "workload.env", "names of variables"),
         ("auths/r", {"username": "x"}, "workload.auths.r.password", "is missing"),
-        ("images", {"dct": {"UPPER": {"notary": "x", "publicKey": "AAAA"}}}, "workload.images.dct.UPPER", "reference"),
+        (
+            "images",
+            {"dct": {"UPPER": {"notary": "https://x", "publicKey": "AAAA"}}},
+            "workload.images.dct.UPPER",
+            "reference",
+        ),
         ("imagess", {}, "workload.imagess", "did you mean images?"),
     ],
 )
@@ -288,11 +293,15 @@ def test_an_archive_with_a_link_is_told_by_its_name(workload: Section, env: Sect
     assert places(problems) == ["workload.compose.archive, conf"]
 
 
+GPG = "mAVhYmNkZQ=="
+"""A packet that is a public key by its form."""
+
+
 def test_an_image_with_a_key_needs_no_digest(workload: Section, env: Section) -> None:
     archive = compose("services: {db: {image: 'quay.io/me/db:1'}}")
-    keyed = {**workload, "compose": {"archive": archive}, "images": {"rhs": {"quay.io/me/db": {"publicKey": "AAAA"}}}}
+    keyed = {**workload, "compose": {"archive": archive}, "images": {"rhs": {"quay.io/me/db": {"publicKey": GPG}}}}
     assert check_sections(keyed, env) == []
-    keyed["images"] = {"rhs": {"quay.io/me/other": {"publicKey": "AAAA"}}}
+    keyed["images"] = {"rhs": {"quay.io/me/other": {"publicKey": GPG}}}
     assert problems_stop(check_sections(keyed, env))
 
 
@@ -305,7 +314,7 @@ def test_an_image_without_digest_is_told_whatever_the_registry_will_be(workload:
     tagged = change(workload, "compose/archive", compose("services: {db: {image: '${REGISTRY}/me/db:1'}}"))
     (place,) = places(check_workload(tagged))
     assert place.endswith("services.db.image")
-    keyed = change(tagged, "images", {"rhs": {"quay.io/me/db": {"publicKey": "AAAA"}}})
+    keyed = change(tagged, "images", {"rhs": {"quay.io/me/db": {"publicKey": GPG}}})
     assert not problems_stop(check_workload(keyed))
     for text in ("${REGISTRY}/me/db:${TAG}", "${REGISTRY}/me/${NAME}"):
         left = change(workload, "compose/archive", compose(f"services: {{db: {{image: '{text}'}}}}"))

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from contract_kit import Pair, make_pair
 
-from casemate.guest import contract, image, lukspassphrase, registryauth, state
+from casemate.guest import contract, imagepolicy, lukspassphrase, registryauth, state
 
 
 @pytest.fixture(scope="session")
@@ -28,11 +28,13 @@ def guest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         "AUTH",
         "CERTIFICATES",
         "EXPIRY",
+        "IMAGES",
         "PUBLIC",
     ):
         path = getattr(state, name)
         monkeypatch.setattr(state, name, tmp_path / path.relative_to("/"))
-    monkeypatch.setattr(image, "POLICY", state.PUBLIC / "policy.json")
+    monkeypatch.setattr(imagepolicy, "POLICY", state.PUBLIC / "policy.json")
+    monkeypatch.setattr(imagepolicy, "LOOKUPS", state.PUBLIC / "registries.d/workload.yaml")
     monkeypatch.setattr(contract, "DECRYPTED", str(tmp_path / "user-data.decrypted"))
     assert lukspassphrase.state is registryauth.state is state
     state.CONTRACT.mkdir(parents=True)

@@ -20,10 +20,19 @@ from hypothesis import strategies as st
 
 from casemate.contract import signature as signatures
 from casemate.contract.archive import write_archive
-from casemate.contract.images import parse_reference
 from casemate.contract.passphrase import passphrase
 from casemate.contract.workload import Service
-from casemate.guest import catch, container, contract, image, logging, lukspassphrase, registryauth, signature, state
+from casemate.guest import (
+    catch,
+    container,
+    contract,
+    imagepolicy,
+    logging,
+    lukspassphrase,
+    registryauth,
+    signature,
+    state,
+)
 from casemate.guest.report import Stop, run, say
 
 DIGEST = "sha256:" + "0123456789abcdef" * 4
@@ -380,19 +389,11 @@ def test_a_bare_key_has_no_time(pair: Pair) -> None:
 # ------------------------------------------------------------------------------------------------- images
 
 
-def test_the_policy_rejects_all_but_the_images_named_by_digest() -> None:
-    one = parse_reference(f"r.example.com:5000/db:17@{DIGEST}")
-    said = image.policy([one])
-    assert said["default"] == [{"type": "reject"}]
-    assert said["transports"] == {"docker": {f"r.example.com:5000/db@{DIGEST}": [{"type": "insecureAcceptAnything"}]}}
-    assert image.policy([])["transports"] == {"docker": {}}
-
-
-def test_admitted_are_the_images_of_the_compose_file_each_once() -> None:
+def test_the_images_of_the_compose_file_are_found_each_once() -> None:
     text = (
         f"services: {{a: {{image: '$R/db@{DIGEST}'}}, b: {{image: '$R/db:1@{DIGEST}'}}, c: {{image: 'db@{DIGEST}'}}}}"
     )
-    found = image.admitted({"compose": {"archive": archive(text)}}, {"R": "r.example.com"})
+    found = imagepolicy.named({"compose": {"archive": archive(text)}}, {"R": "r.example.com"})
     assert [one.canonical for one in found] == [f"r.example.com/db@{DIGEST}", f"docker.io/library/db@{DIGEST}"]
 
 
@@ -407,8 +408,23 @@ def test_admitted_are_the_images_of_the_compose_file_each_once() -> None:
         ("a: [", "HPL06009E"),
     ],
 )
-def test_an_image_without_a_digest_stops(text: str, id: str) -> None:
-    assert stopped(image.admitted, {"compose": {"archive": archive(text)}}, {}).id == id
+def test_an_image_without_a_digest_or_key_stops(guest: Path, text: str, id: str) -> None:
+    state.write_json(state.SECTIONS / "workload.json", {"compose": {"archive": archive(text)}})
+    state.write_json(state.ENVIRONMENT, {})
+    assert stopped(imagepolicy.service).id == id
+    assert not imagepolicy.POLICY.exists()
+
+
+def test_what_the_engine_reads_is_public_and_what_is_pulled_is_not(guest: Path) -> None:
+    state.write_json(
+        state.SECTIONS / "workload.json",
+        {"compose": {"archive": archive(f"services: {{a: {{image: 'db@{DIGEST}'}}}}")}},
+    )
+    state.write_json(state.ENVIRONMENT, {})
+    imagepolicy.service()
+    assert imagepolicy.POLICY.stat().st_mode & 0o777 == imagepolicy.LOOKUPS.stat().st_mode & 0o777 == 0o644
+    name = f"docker.io/library/db@{DIGEST}"
+    assert state.read_json(state.IMAGES) == [{"named": name, "pulled": name}]
 
 
 # ------------------------------------------------------------------------------------------------- containers

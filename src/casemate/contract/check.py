@@ -19,6 +19,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
+from casemate.contract.admission import entries
 from casemate.contract.archive import Archive, read_archive
 from casemate.contract.document import KEYS, SECTIONS, Contract, exact, outer, parse_section
 from casemate.contract.errors import ContractError, DocumentError, ImageError, TokenError, printable
@@ -26,7 +27,6 @@ from casemate.contract.images import (
     OPEN,
     Open,
     Reference,
-    parse_reference,
     play_images,
     read_compose,
     services_images,
@@ -417,20 +417,12 @@ class _Trust:
 
 
 def _trusted(workload: Section) -> _Trust:
-    """Return the full names of images that have a key."""
+    """Return the full names of images that have a key, and what is wrong with keys."""
     names, problems = set(), []
-    images = _mapping(workload.get("images"))
-    config = _mapping(_mapping(workload.get("confidential-containers")).get("config"))
-    for place, table in (
-        ("workload.images.dct", images.get("dct")),
-        ("workload.images.rhs", images.get("rhs")),
-        ("workload.confidential-containers.config.cosign", config.get("cosign")),
-    ):
-        for name in _mapping(table):
-            try:
-                names.add(parse_reference(name).name)
-            except ImageError as error:
-                problems.append(Problem(_place(place, [name]), error.cause, id="HPL16000E"))
+    for path, name, entry in entries(workload):
+        names.add(name)
+        if isinstance(entry, ImageError):
+            problems.append(Problem(_place("workload", path), _sentence(entry), id=entry.id))
     return _Trust(frozenset(names), tuple(problems))
 
 

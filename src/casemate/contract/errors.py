@@ -65,3 +65,10 @@ class WorkloadError(ContractError):
 
     def __init__(self, where: str, cause: str) -> None:
         super().__init__(cause, where=printable(where))
+
+
+class TrustError(ContractError):
+    """Trust data (TUF) is refused. ``TrustError.EXPIRED`` is the identifier of data that is only too old."""
+
+    id = "CONTRACT-TRUST"
+    EXPIRED = "CONTRACT-TRUST-EXPIRED"

@@ -1,10 +1,10 @@
 """What one service of the layer leaves for the next, all in memory (tmpfs), readable by root only.
 
 ``/run/casemate/``: ``contract/`` (what the bootloader left; gone when ``hpl-signature`` is done), ``seeds.json`` (gone when
-``hpl-lukspassphrase`` is done), ``passphrases/`` (gone when ``hpl-volumes`` is done), ``headers/`` (of the volumes,
-stays; they stand on the disks as well), ``auth.json`` and ``certificates/`` (gone
-when ``hpl-image`` has pulled), ``sections/workload.json`` and ``sections/env.json`` (without seeds) and ``environment.json``
-(the merged variables; all three gone before the first container starts). ``expiry.json`` stays: when the contract ends.
+``hpl-lukspassphrase`` is done), ``passphrases/`` (gone when ``hpl-volumes`` is done), ``headers/`` (of the volumes, stays; they
+stand on the disks as well), ``auth.json``, ``certificates/`` and ``images.json``, which says what is pulled (gone when
+``hpl-image`` has pulled), ``sections/workload.json`` and ``sections/env.json`` (without seeds) and ``environment.json`` (the
+merged variables; all three gone before the first container starts). ``expiry.json`` stays: when the contract ends.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ PASSPHRASES = RUN / "passphrases"
 AUTH = RUN / "auth.json"
 CERTIFICATES = RUN / "certificates"
 EXPIRY = RUN / "expiry.json"
+IMAGES = RUN / "images.json"
 PUBLIC = Path("/run/casemate-public")
 """What every program of the guest may read: the resolver's configuration, the policy for images."""
 

@@ -6,11 +6,9 @@ and of ``casemate/guest``. Neither knows a key, so new keys never rebuild them.
 
 from __future__ import annotations
 
-import compileall
 import hashlib
 import json
 import os
-import py_compile
 import re
 import shutil
 import subprocess
@@ -63,13 +61,15 @@ usr/lib/x86_64-linux-gnu/libperl* usr/lib/s390x-linux-gnu/libperl* usr/lib/initr
 usr/lib/python3.11/lib2to3 usr/lib/python3.11/pydoc_data usr/lib/python3.11/distutils usr/lib/python3.11/idlelib
 usr/lib/systemd/boot usr/lib/systemd/user usr/lib/systemd/catalog usr/lib/systemd/system-generators usr/lib/kernel
 usr/lib/binfmt.d usr/lib/tmpfiles.d/*
-usr/bin/perl* usr/bin/apt* usr/bin/dpkg* usr/bin/gpg* usr/bin/dirmngr* usr/bin/debconf* usr/bin/deb-systemd*
+usr/bin/perl* usr/bin/apt* usr/bin/dpkg* usr/bin/gpg[!c]* usr/bin/gpgcompose usr/bin/dirmngr* usr/bin/debconf*
+usr/bin/deb-systemd*
 usr/bin/login usr/bin/su usr/bin/passwd usr/bin/chsh usr/bin/chfn usr/bin/newgrp usr/bin/sg usr/bin/gpasswd
 usr/bin/btrfs-* usr/bin/btrfstune usr/bin/systemd-nspawn usr/bin/systemd-run usr/bin/machinectl usr/bin/pinentry*
 usr/bin/loginctl usr/bin/homectl usr/bin/wall usr/bin/write* usr/bin/mesg usr/bin/script* usr/bin/localedef
 usr/sbin/agetty usr/sbin/getty usr/sbin/sulogin usr/sbin/su* usr/sbin/xfs_db usr/sbin/update-* usr/sbin/dpkg-*
 usr/sbin/useradd usr/sbin/userdel usr/sbin/usermod usr/sbin/group* usr/sbin/chpasswd usr/sbin/adduser
-usr/sbin/mkinitramfs usr/sbin/iconvconfig usr/bin/*squashfs usr/bin/sqfs* usr/sbin/ldconfig usr/sbin/xfs_scrub* usr/lib/podman/rootlessport
+usr/sbin/mkinitramfs usr/sbin/iconvconfig usr/bin/*squashfs usr/bin/sqfs* usr/sbin/ldconfig usr/sbin/xfs_scrub*
+usr/lib/podman/rootlessport
 usr/lib/*/*.a usr/lib/*/libicu* usr/lib/*/libstdc++* usr/lib/*/libmvec* usr/lib/*/libgio-2.0* usr/lib/*/libdb-5*
 usr/lib/*/libldap* usr/lib/*/liblber* usr/lib/*/sasl2 usr/lib/*/krb5 usr/lib/*/glib-2.0 usr/lib/*/security
 usr/lib/python3.11/lib-dynload/_dbm* usr/lib/python3.11/asyncio usr/lib/python3.11/ensurepip usr/lib/python3.11/venv
@@ -228,7 +228,7 @@ def _make_archive(
             shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
     keep_modules(root / "usr/lib/modules" / release)
     package = root / "usr/lib/python3/dist-packages/casemate"
-    install_guest(package, ours)
+    install_guest(root, package, ours)
     _install_files(package / "guest/files", root)
     shutil.rmtree(package / "guest/files")
     units = root / "usr/lib/systemd/system"
@@ -259,18 +259,23 @@ def keep_modules(modules: Path) -> None:
             path.unlink()
 
 
-def install_guest(package: Path, ours: list[tuple[str, bytes]]) -> None:
-    """Write the guest part of the package, byte-compiled: emulated processors compile slowly, the root is read-only."""
+def install_guest(root: Path, package: Path, ours: list[tuple[str, bytes]]) -> None:
+    """Write the guest part of the package, byte-compiled: emulated processors compile slowly, the root is read-only.
+
+    By the tree's own Python: the build machine's may write other byte code.
+    """
     for name, data in ours:
         path = package / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(data)
-    compileall.compile_dir(
-        package,
-        quiet=1,
-        stripdir=str(package.parents[3]),
-        invalidation_mode=py_compile.PycInvalidationMode.UNCHECKED_HASH,
-    )
+    run(["chroot", str(root), "/usr/bin/python3", "-IBc", COMPILE, f"/{package.relative_to(root)}"])
+
+
+COMPILE = """
+import compileall, py_compile, sys
+mode = py_compile.PycInvalidationMode.UNCHECKED_HASH
+sys.exit(not compileall.compile_dir(sys.argv[1], quiet=1, invalidation_mode=mode))
+"""
 
 
 def _install_files(source: Path, root: Path) -> None:
@@ -347,6 +352,7 @@ def configure(root: Path) -> None:
     shutil.rmtree(containers / "registries.conf.d", ignore_errors=True)
     (containers / "policy.json").unlink(missing_ok=True)
     (containers / "policy.json").symlink_to("/run/casemate-public/policy.json")  # none: the engine starts nothing
+    (containers / "registries.d").symlink_to("/run/casemate-public/registries.d")
     mounts = root / "mnt"
     shutil.rmtree(mounts)
     mounts.symlink_to("var/mnt")
