@@ -37,7 +37,7 @@ events_logger = "none"
 _SCRIPT = """\
 #!/bin/sh
 export CONTAINERS_CONF={directory}/containers.conf
-for word; do case "$word" in --log-driver=journald) word=--log-driver=k8s-file;; esac; set -- "$@" "$word"; shift; done
+for word; do case "$word" in --log-driver=journald) word=--log-driver=k8s-file;; --log-opt=*) shift; continue;; esac; set -- "$@" "$word"; shift; done
 exec unshare -m --propagation private sh -c '
 umount -R /sys/fs/cgroup 2>/dev/null; mount -t cgroup2 none /sys/fs/cgroup
 exec podman --root {directory}/store --runroot {directory}/run --storage-driver vfs "$@"' podman "$@"
@@ -55,7 +55,8 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, str
     script = directory / "engine"
     script.write_text(_SCRIPT.format(directory=directory))
     script.chmod(0o755)
-    layout = images.build(images.BUSYBOX)
+    layout = directory / "layout"  # the engine takes the path for a name, in which a directory .local can't stand
+    layout.symlink_to(images.build(images.BUSYBOX))
     policy = f"--signature-policy={directory / 'policy.json'}"
     pulled = subprocess.run([script, "pull", "--quiet", policy, f"oci:{layout}"], capture_output=True, check=False)
     image = pulled.stdout.decode().strip()

@@ -22,7 +22,7 @@ from casemate.contract.archive import write_archive
 from casemate.contract.check import schema
 from casemate.contract.signature import sign
 from casemate.demo.services import LogServer, free_port
-from casemate.guest import contract, image, logging, lukspassphrase, registryauth, signature, state
+from casemate.guest import contract, image, imagepolicy, logging, lukspassphrase, registryauth, signature, state
 from casemate.guest.report import run
 
 MARK = "MARKmarkMARKmark"
@@ -35,6 +35,7 @@ SERVICES: dict[str, tuple[Callable[[], None], str]] = {
     "lukspassphrase": (lukspassphrase.service, "HPL07001E"),
     "registryauth": (registryauth.service, "HPL09000E"),
     "logging": (logging.service, "HPL01000E"),
+    "imagepolicy": (imagepolicy.service, "HPL16002E"),
     "image": (image.service, "HPL06005E"),
 }
 NAMES = ("hostname",)
@@ -232,7 +233,8 @@ def test_a_registry_that_does_not_answer_is_told_without_login(
     places: Path, pair: Pair, capfd: pytest.CaptureFixture[str]
 ) -> None:
     deliver(sections(pair, free_port()), pair)
-    assert start(["contract", "signature", "registryauth"]) == ["contract", "signature", "registryauth"]
+    before = ["contract", "signature", "registryauth", "imagepolicy"]
+    assert start(before) == before
     assert start(["image"]) == []
     said = capfd.readouterr()
     assert MARK not in said.out + said.err and "HPL06004E" in said.err
