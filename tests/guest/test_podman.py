@@ -37,7 +37,10 @@ events_logger = "none"
 _SCRIPT = """\
 #!/bin/sh
 export CONTAINERS_CONF={directory}/containers.conf
-for word; do case "$word" in --log-driver=journald) word=--log-driver=k8s-file;; --log-opt=*) shift; continue;; esac; set -- "$@" "$word"; shift; done
+for word; do
+  case "$word" in --log-driver=journald) word=--log-driver=k8s-file;; --log-opt=*) shift; continue;; esac
+  set -- "$@" "$word"; shift
+done
 exec unshare -m --propagation private sh -c '
 umount -R /sys/fs/cgroup 2>/dev/null; mount -t cgroup2 none /sys/fs/cgroup
 exec podman --root {directory}/store --runroot {directory}/run --storage-driver vfs "$@"' podman "$@"
@@ -76,6 +79,8 @@ def podman(engine: tuple[Path, str], guest: Path, monkeypatch: pytest.MonkeyPatc
         (state.RUN / name).mkdir(parents=True)
     yield container.Podman(None)
     subprocess.run([engine[0], "rm", "--all", "--force", "--time=0"], capture_output=True, check=False)
+    for place in (state.RUN / "mounts").glob("*/*"):
+        subprocess.run(["umount", place], capture_output=True, check=False)  # where the test did not come to it
     subprocess.run([engine[0], "secret", "rm", "--all"], capture_output=True, check=False)
 
 

@@ -18,11 +18,15 @@ from casemate.image.root import build_root
 from casemate.machine import home, qemu
 
 PATIENCE = 300
+DRIVERS = ("dm-log-writes.ko",)
+"""What the lab needs and no guest has. They depend on nothing but what the bootloader loads."""
 INIT = """#!/usr/bin/python3 -IB
-import os, sys
+import os, subprocess, sys
 from casemate.guest import kernel
 from casemate.guest.bootloader import BAKED, prepare
 prepare()
+for name in os.listdir("/lab/drivers"):
+    subprocess.run(["insmod", f"/lab/drivers/{name}"], executable="/usr/bin/kmod", check=True)
 kernel.mount("/dev/vda", "/sysroot", "squashfs", kernel.MS_RDONLY)
 for name in ("dev", "proc", "sys", "run"):
     kernel.mount(f"/{name}", f"/sysroot/{name}", "", kernel.MS_MOVE)
@@ -48,6 +52,9 @@ def run_in_lab(script: str, disks: Sequence[Path], directory: Path, memory_mib: 
     cpio = initrd.Cpio()
     cpio.file("lab/init", INIT.encode(), 0o755)
     cpio.file("lab/script.py", script.encode())
+    drivers = root.tree / "usr/lib/modules" / root.release / "kernel/drivers/md"
+    for name in DRIVERS:
+        cpio.file(f"lab/drivers/{name}", (drivers / name).read_bytes())
     image = directory / "lab.initrd"
     image.write_bytes(initrd.base(root, "amd64", cache) + cpio.finish())
     kind, kvm = qemu.ARCHITECTURES["amd64"], qemu.kvm_works()

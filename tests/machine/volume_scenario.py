@@ -77,7 +77,6 @@ def size(name):
 
 
 def recorded():
-    run("modprobe", "dm-log-writes")
 
     def mark(text):
         run("dmsetup", "message", "logged", "0", f"mark {text}")
