@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import pytest
-from surroundings import PATIENCE, World, attempt
+from surroundings import PATIENCE, World
 
 from casemate.contract.archive import write_archive
 from casemate.demo import parties
@@ -111,7 +111,7 @@ def test_the_public_record_is_there_and_read_only(composed: tuple[Machine, Ask])
     assert composed[1]("ulimit -n; grep -c /scratch /proc/mounts; cat /proc/1/comm").split() == [
         "512",
         "1",
-        "catatonit",
+        "podman-init",
     ]
 
 
@@ -229,9 +229,17 @@ def test_pods_mount_the_contracts_volumes(played: tuple[Machine, Ask]) -> None:
 def ending(world: World, name: str, command: str) -> str:
     text = f"services:\n  app:\n    image: {world.container}\n    command: [sh, -c, '{command}']\n"
     workload = parties.workload_section(text, registry=world.registry, seed=None)
-    found = attempt(world.specification(name, world.contract(workload, world.env(seed=False))))
-    assert "reboot: Power down" in found.console
-    return found.console
+    machine = up(world.specification(name, world.contract(workload, world.env(seed=False))), timeout=PATIENCE)
+    try:
+        end = time.monotonic() + PATIENCE
+        while machine.running:
+            assert time.monotonic() < end, machine.last_lines()
+            time.sleep(0.2)
+        console = machine.console()
+        assert "reboot: Power down" in console
+        return console
+    finally:
+        machine.down(0.0)
 
 
 def test_a_workload_that_is_complete_ends_its_machine_with_success(world: World) -> None:
