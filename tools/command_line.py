@@ -101,6 +101,8 @@ FORMS = {
     "attestation show": '{"verified": false, "version", "facts": {name: value}, "hashes": {name: sha256}, "unknown": [line]}',
     "certificate verify": CHAIN,
     "volume passphrase": '{"output" or "passphrase"}',
+    "approval sign": '{"signed": [name], "threshold", "missing"}',
+    "approval verify": '{"subject", "revision", "sha256", "names": [name], "threshold"}',
     "ca init": '{"path", "log_head": sha256}',
     "ca request": '{"path", "request": path}',
     "ca accept": '{"issuer", "state"}',

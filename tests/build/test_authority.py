@@ -198,6 +198,22 @@ def test_a_key_is_not_rotated_to_itself(authority: Authority) -> None:
     assert len(authority.describe().intermediates) == 1
 
 
+def test_a_rotation_that_was_interrupted_is_taken_up_again(authority: Authority) -> None:
+    key, description = authority.directory / "root.key", authority.directory / "authority.json"
+    key.rename(authority.directory / "away")
+    assert refused(lambda: authority.rotate(algorithm="p-384")) == "SIGNER-KEY"
+    assert not (authority.directory / "intermediate-2.key").exists()  # nothing is made that can't be certified
+    (authority.directory / "away").rename(key)
+    before = description.read_bytes()
+    authority.rotate(algorithm="p-384")
+    description.write_bytes(before)  # as if the power had gone just before it was written
+    (authority.directory / "intermediate-2.crl.pem").unlink()
+    assert refused(lambda: authority.rotate(algorithm="p-384")) == "SIGNER-EXISTS"
+    assert authority.rotate(adopt=True) == "intermediate-2"
+    (authority.directory / "intermediate-2.crl.pem").unlink()  # and just before its list
+    assert chain(authority, leaf(authority), "intermediate-2", [authority.crl_pem]).proved
+
+
 # ------------------------------------------------------------------------------------------------- revocation
 
 

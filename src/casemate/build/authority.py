@@ -317,14 +317,13 @@ class Authority:
             used = [one for one in (described.root, *described.intermediates) if _same_key(one.signer, issuer.signer)]
             if used:
                 raise _error("ROTATION", f"{used[0].name} has this key", "name another: each intermediate has its own")
-            if described.root.signer:
-                self._require_valid("root")
+            if described.root.signer:  # what can't be certified is not made
+                root = self._require_valid("root")
+                with self._signer(described.root).open() as key:
+                    _require_key(key, root)
             public = self._key(issuer, algorithm, adopt)
-            others = [
-                x509.load_pem_x509_certificate(path.read_bytes())
-                for path in self.directory.glob("*.crt")
-                if path.name != "chain.crt"
-            ]
+            paths = [path for path in self.directory.glob("*.crt") if path.stem not in ("chain", name)]
+            others = [_load(path.read_bytes()) for path in paths]
             if public in map(_public, others):
                 raise _error("ROTATION", "an issuer here has this key under another name", "make a new one")
             if described.root.signer:
@@ -445,13 +444,13 @@ class Authority:
     @property
     def crl_pem(self) -> bytes:
         """The current intermediate's newest revocation list, PEM; signed anew where it is older than a day."""
-        described = self.describe()
-        issuer = self._current(described)
-        path = self.directory / f"{issuer.name}.crl.pem"
-        if _now() - x509.load_pem_x509_crl(path.read_bytes()).last_update_utc > 2 * _DAY:
-            with self.locked():
+        with self.locked():
+            described = self.describe()
+            issuer = self._current(described)
+            found = self._list(issuer.name)
+            if found is None or _now() - found.last_update_utc > 2 * _DAY:
                 self._issue_list(described, issuer)
-        return path.read_bytes()
+            return (self.directory / f"{issuer.name}.crl.pem").read_bytes()
 
     @property
     def root_crl_pem(self) -> bytes | None:

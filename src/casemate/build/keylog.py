@@ -12,7 +12,8 @@ previous  SHA-256 of the line before, without its newline, hex; zeros in the fir
 action    what the key did, or what was done with it: :data:`ACTIONS`
 ========  ========================================================================
 
-and what the action needs: texts and whole numbers, never a secret. A line is on the disk before what it speaks of is
+and what the action needs: texts and whole numbers, never a secret; ``key`` is the SHA-256 of the key that was made, certified or
+used. A line is on the disk before what it speaks of is
 published: what was signed and not logged leaves the program's memory never. A torn last line (power gone) speaks of nothing that
 was published; the next line takes its place.
 
@@ -32,7 +33,7 @@ from typing import Any
 
 from casemate.errors import CasemateError
 
-ACTIONS = frozenset(("adopt", "generate", "certificate", "list", "request", "accept", "revoke", "retire", "sign"))
+ACTIONS = frozenset(("adopt", "generate", "certificate", "list", "request", "accept", "revoke", "retire"))
 LARGEST_LINE, LARGEST = 4096, 256 << 20
 START = "0" * 64
 _OWN = ("n", "time", "previous", "action")

@@ -219,12 +219,16 @@ class FileSigner:
         if self.password is not None:
             encryption = serialization.BestAvailableEncryption(_read_pin(self.password).reveal())
         if self.path.exists():
-            raise _error("EXISTS", "there is a key already", "name another file", str(self.path))
+            raise _error(
+                "EXISTS", "there is a key already", "name another, or take it: --existing-keys", str(self.path)
+            )
         pem = new_key(algorithm).private_bytes(Encoding.PEM, serialization.PrivateFormat.PKCS8, encryption)
         try:
             write_private(self.path, pem)
         except FileExistsError:
-            raise _error("EXISTS", "there is a key already", "name another file", str(self.path)) from None
+            raise _error(
+                "EXISTS", "there is a key already", "name another, or take it: --existing-keys", str(self.path)
+            ) from None
         except OSError as error:
             raise _error("KEY", f"can't be written: {error.strerror}", "check the directory", str(self.path)) from None
 
@@ -356,7 +360,12 @@ class TokenSigner:
 
             attribute = pkcs11.Attribute
             if self._keys(pkcs11, session, pkcs11.ObjectClass.PRIVATE_KEY):
-                raise _error("EXISTS", "there is a key of this name already", "name another", self._where)
+                raise _error(
+                    "EXISTS",
+                    "there is a key of this name already",
+                    "name another, or take it: --existing-keys",
+                    self._where,
+                )
             given: dict[str, Any] = {
                 **{"store": True, "id": self.path.get("id") or os.urandom(8)},
                 "label": self.path["object"].decode() if "object" in self.path else None,
