@@ -437,6 +437,56 @@ def test_a_production_authority_certifies_no_image_for_a_host_that_nobody_verifi
     assert len(authority.log()) == lines and not (tmp_path / "i").exists()
 
 
+def test_an_authority_whose_key_is_away_is_told_before_anything_is_built(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CASEMATE_HOME", str(tmp_path / "home"))
+    authority = Authority.create(tmp_path / "ca", Plan("Casemate", algorithm="p-384", development=True))
+    authority.revoke_certificate(authority.intermediate_pem)
+    assert refused(lambda: build_image(tmp_path / "i", ca=authority.directory)) == "AUTHORITY-CURRENT"
+    authority.rotate(algorithm="p-384")
+    (authority.directory / "intermediate-2.key").unlink()
+    assert refused(lambda: build_image(tmp_path / "i", ca=authority.directory)) == "SIGNER-KEY"
+    assert not (tmp_path / "i").exists() and not (tmp_path / "home/cache").exists()
+
+
+def test_the_command_that_verifies_says_what_each_list_and_certificate_is_worth(
+    run: Run, authority: Authority, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def verify(pem: bytes, name: str, *lists: bytes) -> str:
+        for number, data in enumerate((pem, *lists)):
+            (tmp_path / f"file{number}").write_bytes(data)
+        given = [f"--crl=file{number}" for number in range(1, len(lists) + 1)]
+        result = run("certificate", "verify", "file0", "--ca=ca/root.crt", f"--ca=ca/{name}.crt", *given, "--json")
+        found = json.loads(result.out)
+        assert (result.code == 0) is found["proved"]
+        return " ".join(dict.fromkeys(one["id"].removeprefix("CERTIFICATE-") for one in found["problems"])) or "proved"
+
+    one, two, other = leaf(authority), leaf(authority), Authority.create(tmp_path / "other", PLAN)
+    first = crl(authority, "intermediate", "root")
+    assert verify(one, "intermediate", *first) == "proved"
+    authority.revoke_certificate(one, "key-compromise")
+    assert verify(one, "intermediate", *crl(authority, "intermediate", "root")) == "REVOKED"
+    assert verify(two, "intermediate", *crl(authority, "intermediate", "root")) == "proved"
+    assert verify(two, "intermediate", *crl(other, "intermediate", "root")) == "CRL"
+    authority.rotate(algorithm="p-384")
+    three = leaf(authority)
+    assert verify(two, "intermediate", *crl(authority, "intermediate", "root")) == "proved"
+    assert verify(three, "intermediate-2", *crl(authority, "intermediate-2", "root")) == "proved"
+    assert verify(three, "intermediate-2", *crl(authority, "intermediate", "root")) == "CRL"
+    authority.revoke_certificate((authority.directory / "intermediate.crt").read_bytes(), "superseded")
+    assert verify(two, "intermediate", *first[:1], *crl(authority, "root")) == "REVOKED"
+    assert verify(three, "intermediate-2", *crl(authority, "intermediate-2", "root")) == "proved"
+    later(monkeypatch, -40)
+    authority.issue_lists(["intermediate-2"])
+    assert verify(three, "intermediate-2", *crl(authority, "intermediate-2")) == "CRL"  # ten days out of date
+    later(monkeypatch, -module.IMAGE_DAYS - 2)
+    past = Authority.create(tmp_path / "past", PLAN)
+    ended = leaf(past)
+    shutil.copytree(tmp_path / "past", tmp_path / "ca", dirs_exist_ok=True)
+    assert verify(ended, "intermediate") == "TIME"
+
+
 def test_a_development_authority_of_before_goes_on_with_its_keys(tmp_path: Path) -> None:
     authority = Authority.create(tmp_path / "ca", Plan("Casemate", algorithm="p-384", development=True))
     pem, root = leaf(authority), authority.root_pem

@@ -286,6 +286,9 @@ class Authority:
                 )
             if chain.development is not described.development:
                 raise _error("ANSWER", "development and production don't mix in one chain", "make the authority anew")
+            others = (self.directory / f"{one.name}.crt" for one in described.intermediates if one != issuer)
+            if answer.subject in [_load(path.read_bytes()).subject for path in others if path.is_file()]:
+                raise _error("ANSWER", "another intermediate here has the same name", "ask for one of its own")
             above = [_load(one) for bundle in issuers for one in certificates_of(bundle)]
             by_hash = {hashlib.sha256(_der(one)).hexdigest(): one for one in above}
             *between, root = [by_hash[link.fingerprint] for link in chain.links[1:]]
@@ -360,6 +363,15 @@ class Authority:
         purpose = ExtendedKeyUsageOID.CODE_SIGNING
         made = self._issue_leaf(f"Casemate {version} build provenance", signer.public_key(), purpose=purpose)
         return Secret(_private_pem(signer)), made
+
+    def require_ready(self) -> None:
+        """Return if an image could be certified now: there is a valid intermediate, and its key can be used.
+
+        Raises :class:`AuthorityError` or :class:`~casemate.build.signers.SignerError`.
+        """
+        issuer = self._current(self.describe())
+        with self._signer(issuer).open() as key:
+            _require_key(key, self._require_valid(issuer.name))
 
     def require_chain(self, *certificates: bytes) -> None:
         """Return if the current intermediate has certified all of these (PEM). Raises :class:`AuthorityError`: a rotation."""

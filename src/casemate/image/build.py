@@ -141,8 +141,17 @@ def build_image(
             documents[0][0],
             id="IMAGE-HOST-UNVERIFIED",
         )
+    authority.require_ready()
     issued: list[Any] = []
-    keys = threading.Thread(target=lambda: issued.append(authority.issue(VERSION)))
+    failures: list[CasemateError] = []
+
+    def issue() -> None:
+        try:
+            issued.append(authority.issue(VERSION))
+        except CasemateError as error:  # a token that was taken away meanwhile, or the like
+            failures.append(error)
+
+    keys = threading.Thread(target=issue)
     keys.start()
     try:
         progress("packages' list")
@@ -153,6 +162,8 @@ def build_image(
         base = initrd.base(root, arch, cache)
     finally:
         keys.join()
+    if failures:
+        raise failures[0]
     if not issued:
         raise CasemateError("the image's keys could not be made", id="IMAGE-KEYS")
     certificates = issued[0]
