@@ -107,7 +107,7 @@ FORMS = {
     "ca request": '{"path", "request": path}',
     "ca accept": '{"issuer", "state"}',
     "ca rotate": '{"issuer", "state": "current"|"requested"}',
-    "ca revoke": '{"issuer", "new": bool, "list": path}',
+    "ca revoke": '[{"certificate": path, "issuer", "new": bool, "list": path}]',
     "ca crl": '[{"issuer", "number", "list": path}]',
     "ca list": '[{"kind": "authority"|"issuer"|"list"|"image", "name", "subject", "serial", "until", "state", \
 "warnings": [text]}]',

@@ -5,12 +5,15 @@ from __future__ import annotations
 import datetime
 import json
 import multiprocessing
+import os
 import shutil
+import socket
 import subprocess
 import threading
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -163,6 +166,9 @@ def test_an_authority_is_never_made_over_another(authority: Authority) -> None:
     before = authority.root_pem
     assert refused(lambda: Authority.create(authority.directory, PLAN)) == "AUTHORITY-EXISTS"
     assert authority.root_pem == before
+    empty = authority.directory.parent / "empty"
+    empty.mkdir()
+    assert Authority.create(empty, PLAN).root_pem
 
 
 # ------------------------------------------------------------------------------------------------- rotation
@@ -389,8 +395,8 @@ def test_an_authority_in_a_token_is_kept_by_commands_and_no_private_key_is_a_fil
     again = run("ca", "rotate", "ca", "--signer", token.uri("two"), "--json")
     assert again.code == 1 and json.loads(again.out)["error"]["id"] == "AUTHORITY-ROTATION"
     assert run("ca", "list", "ca").code == 0
-    assert json.loads(run("ca", "revoke", "ca", "image.crt", "--json").out)["new"] is True
-    assert json.loads(run("ca", "revoke", "ca", "image.crt", "--json").out)["new"] is False
+    twice = json.loads(run("ca", "revoke", "ca", "image.crt", "image.crt", "--json").out)
+    assert [row["new"] for row in twice] == [True, False]
     verify = ("certificate", "verify", "image.crt", "--ca", "ca/root.crt", "--ca", "ca/intermediate.crt", "--crl")
     assert b"revoked by" in (refusal := run(*verify, "ca/intermediate.crl.pem", "--json")).out and refusal.code == 1
     rows = json.loads(run("ca", "crl", "ca", "--json").out)
@@ -418,6 +424,34 @@ def test_only_what_is_public_is_served(authority: Authority) -> None:
             for name in ("intermediate.key", "authority.json", "keys.jsonl", "../ca/root.key", "%2e%2e/root.key", ""):
                 with pytest.raises(urllib.error.HTTPError):
                     urllib.request.urlopen(base + name, timeout=10)
+        finally:
+            running.shutdown()
+            thread.join()
+
+
+@pytest.mark.components
+def test_openssl_fetches_the_list_where_a_certificate_says_that_it_is(tmp_path: Path) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    authority = Authority.create(tmp_path / "ca", replace(PLAN, lists_at=f"http://127.0.0.1:{port}"))
+    (tmp_path / "leaf.crt").write_bytes(leaf(authority))
+    verify = ["openssl", "verify", "-crl_check", "-crl_download", "-CAfile", "ca/root.crt", "-untrusted"]
+
+    def said() -> bytes:
+        command = [*verify, "ca/intermediate.crt", "leaf.crt"]
+        result = subprocess.run(
+            command, cwd=tmp_path, capture_output=True, timeout=30, env={"PATH": os.environ["PATH"]}
+        )
+        return result.stdout + result.stderr
+
+    with server(authority, port) as running:
+        thread = threading.Thread(target=running.serve_forever)
+        thread.start()
+        try:
+            assert said() == b"leaf.crt: OK\n"
+            authority.revoke_certificate((tmp_path / "leaf.crt").read_bytes())
+            assert b"certificate revoked" in said()
         finally:
             running.shutdown()
             thread.join()

@@ -949,7 +949,7 @@ def _log(directory: Path, action: str, issuer: str, made: x509.Certificate, subj
 @contextlib.contextmanager
 def _new_directory(directory: Path) -> Iterator[Path]:
     """Give a new directory that takes its name when it is whole. Raises :class:`AuthorityError`: there is one."""
-    if directory.exists():
+    if directory.exists() and not (directory.is_dir() and not any(directory.iterdir())):
         raise _error("EXISTS", "there is something already", "name another directory", str(directory))
     directory.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".ca-", dir=directory.parent) as work:

@@ -182,7 +182,7 @@ def rotate(directory: Path, signer: str, algorithm: str, adopt: bool, as_json: b
 
 @ca.command()
 @_DIRECTORY
-@click.argument("certificate", type=click.Path())
+@click.argument("certificates", type=click.Path(), nargs=-1, required=True)
 @click.option(
     "--reason",
     type=click.Choice(["unspecified", "key-compromise", "ca-compromise", "superseded", "cessation"]),
@@ -190,19 +190,24 @@ def rotate(directory: Path, signer: str, algorithm: str, adopt: bool, as_json: b
     show_default=True,
 )
 @_JSON
-def revoke(directory: Path, certificate: str, reason: str, as_json: bool) -> None:
-    """Revoke CERTIFICATE, an image's or an intermediate's, and sign its issuer's list.
+def revoke(directory: Path, certificates: tuple[str, ...], reason: str, as_json: bool) -> None:
+    """Revoke CERTIFICATES, an image's or an intermediate's, and sign their issuers' lists.
 
     \b
-    casemate ca revoke ca my-image/attestation.crt --reason key-compromise
+    casemate ca revoke ca my-image/encryption.crt my-image/attestation.crt --reason key-compromise
     """
     from casemate.cli.ui import read_certificates
 
     authority = _authority(directory)
-    issuer, new = authority.revoke_certificate(read_certificates(certificate), reason)
-    path = directory / f"{issuer}.crl.pem"
-    facts: dict[str, object] = {"issuer": issuer, "new": new, "list": str(path)}
-    _say(as_json, facts, f"{certificate}: revoked by {issuer}" + ("" if new else " already"), f"  publish {path}")
+    rows = []
+    for path, data in [(path, read_certificates(path)) for path in certificates]:
+        issuer, new = authority.revoke_certificate(data, reason)
+        listed = str(directory / f"{issuer}.crl.pem")
+        rows.append({"certificate": path, "issuer": issuer, "new": new, "list": listed})
+        if not as_json:
+            click.echo(f"{path}: revoked by {issuer}{'' if new else ' already'}; publish {listed}")
+    if as_json:
+        click.echo(json.dumps(rows))
 
 
 @ca.command()
