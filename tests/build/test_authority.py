@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from casemate.build import authority as module
@@ -409,6 +409,34 @@ def test_an_authority_in_a_token_is_kept_by_commands_and_no_private_key_is_a_fil
     for path in (*authority.directory.iterdir(), *(tmp_path / "public").iterdir()):
         assert b"PRIVATE KEY" not in path.read_bytes() and pin.encode() not in path.read_bytes()
     assert not list(authority.directory.glob("*.key"))
+
+
+@pytest.mark.components
+def test_a_public_half_that_was_replaced_in_the_token_is_not_certified(
+    authority: Authority, token: Token, tmp_path: Path
+) -> None:
+    import pkcs11
+    from pkcs11.util.ec import decode_ec_public_key
+
+    signer = signers.find(token.uri("two"), tmp_path)
+    signer.generate("p-384")
+    stranger = signers.spki(ec.generate_private_key(ec.SECP384R1()).public_key())
+    with signer._session(write=True) as session:  # type: ignore[attr-defined]
+        (public,) = session.get_objects({pkcs11.Attribute.CLASS: pkcs11.ObjectClass.PUBLIC_KEY})
+        identity = public[pkcs11.Attribute.ID]
+        public.destroy()
+        planted = {**decode_ec_public_key(stranger), pkcs11.Attribute.ID: identity, pkcs11.Attribute.TOKEN: True}
+        session.create_object(planted)
+    assert refused(lambda: authority.rotate(token.uri("two"), adopt=True)) == "AUTHORITY-SIGNATURE"
+    assert len(authority.describe().intermediates) == 1
+
+
+def test_a_weak_key_is_taken_for_no_issuer(authority: Authority) -> None:
+    weak = authority.directory / "weak.key"
+    form = module.serialization.PrivateFormat.PKCS8, module.serialization.NoEncryption()
+    weak.touch(0o600)
+    weak.write_bytes(rsa.generate_private_key(65537, 2048).private_bytes(Encoding.PEM, *form))
+    assert refused(lambda: authority.rotate("file:weak.key", adopt=True)) == "AUTHORITY-KEYS"
 
 
 def test_only_what_is_public_is_served(authority: Authority) -> None:

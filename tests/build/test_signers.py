@@ -157,8 +157,9 @@ def test_a_key_of_a_token_can_not_be_exported(token: Token, algorithm: str, tmp_
 
 
 @pytest.mark.components
-def test_a_key_that_can_be_extracted_is_not_used(token: Token, tmp_path: Path) -> None:
-    pem = tmp_path / "outside.pem"
+@pytest.mark.parametrize("more", [["--extractable"], ["--sensitive"]], ids=["extractable", "brought in and locked"])
+def test_a_key_that_was_seen_outside_is_not_used(token: Token, more: list[str], tmp_path: Path) -> None:
+    pem = tmp_path / "outside.der"
     key = signers.new_key("p-384")
     form = serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
     pem.write_bytes(key.private_bytes(serialization.Encoding.DER, *form))
@@ -166,8 +167,9 @@ def test_a_key_that_can_be_extracted_is_not_used(token: Token, tmp_path: Path) -
     command += [
         *("--pin", token.pin.read_text().strip(), "--write-object", str(pem), "--type", "privkey", "--label", "k")
     ]
-    subprocess.run([*command, "--id", "07", "--extractable"], check=True, capture_output=True)
-    assert refused(lambda: opened(token.uri("k"), tmp_path)) == "SIGNER-KEY"
+    subprocess.run([*command, "--id", "07", *more], check=True, capture_output=True)
+    with pytest.raises(SignerError, match="outside of the token"):
+        opened(token.uri("k"), tmp_path)
 
 
 @pytest.mark.components

@@ -48,7 +48,7 @@ from typing import Any
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import serialization
-from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from casemate.build import keylog, signers
@@ -218,7 +218,7 @@ class Authority:
         """Make root and intermediate. Raises :class:`AuthorityError` where something is there already."""
         with _new_directory(directory) as new:
             made = cls(new)
-            made._prepare(plan, [("root", plan.root), ("intermediate", plan.intermediate)])
+            publics = made._prepare(plan, [("root", plan.root), ("intermediate", plan.intermediate)])
             issuers = (Issuer("intermediate", plan.intermediate, CURRENT),)
             made.write_description(_description(plan, Issuer("root", plan.root, CURRENT), issuers))
             described = made.describe()
@@ -226,9 +226,7 @@ class Authority:
                 subject = _subject(described, "root")
                 root = _sign(_certificate(described, subject, key.public_key(), None, key, ROOT_DAYS, path=1), key)
             made._publish_certificate("root", "root", root, root)
-            with made._signer(issuers[0]).open() as key:
-                public: PublicKey = key.public_key()
-            made._certify_intermediate(described, issuers[0], public)
+            made._certify_intermediate(described, issuers[0], publics["intermediate"])
             for issuer in (described.root, issuers[0]):
                 made._issue_list(described, issuer)
         return cls(directory)
@@ -327,12 +325,10 @@ class Authority:
             public = self._key(issuer, algorithm, adopt)
             paths = [path for path in self.directory.glob("*.crt") if path.stem not in ("chain", name)]
             others = [_load(path.read_bytes()) for path in paths]
-            if public in map(_public, others):
+            if signers.spki(public) in map(_public, others):
                 raise _error("ROTATION", "an issuer here has this key under another name", "make a new one")
             if described.root.signer:
-                with self._signer(issuer).open() as key:
-                    held: PublicKey = key.public_key()
-                self._certify_intermediate(described, issuer, held)
+                self._certify_intermediate(described, issuer, public)
                 self._make_current(replace(described, intermediates=(*described.intermediates, issuer)), issuer)
                 self._issue_list(self.describe(), issuer)
             else:
@@ -561,7 +557,7 @@ class Authority:
         """Write ``authority.json``; the lock is held."""
         _replace(self.directory / DESCRIPTION, described.as_bytes())
 
-    def _prepare(self, plan: Plan, wanted: list[tuple[str, str]]) -> None:
+    def _prepare(self, plan: Plan, wanted: list[tuple[str, str]]) -> dict[str, PublicKey]:
         if _same_key(plan.root, plan.intermediate):
             raise _error("KEYS", "root and intermediate would share a key", "name two")
         for _, uri in wanted:
@@ -569,23 +565,26 @@ class Authority:
         if not plan.adopt and all(uri.startswith("file:") for _, uri in wanted):
             with ThreadPoolExecutor(2) as pool:  # two RSA keys take a while
                 list(pool.map(lambda one: signers.find(one[1], self.directory).generate(plan.algorithm), wanted))
-            publics = [self._key(Issuer(name, uri, ""), plan.algorithm, True, made=True) for name, uri in wanted]
+            publics = {name: self._key(Issuer(name, uri, ""), plan.algorithm, True, made=True) for name, uri in wanted}
         else:
-            publics = [self._key(Issuer(name, uri, ""), plan.algorithm, plan.adopt) for name, uri in wanted]
-        if len(set(publics)) != len(publics):
+            publics = {name: self._key(Issuer(name, uri, ""), plan.algorithm, plan.adopt) for name, uri in wanted}
+        if len(set(map(signers.spki, publics.values()))) != len(publics):
             raise _error("KEYS", "root and intermediate have the same key", "name two")
+        return publics
 
-    def _key(self, issuer: Issuer, algorithm: str, adopt: bool, made: bool = False) -> bytes:
-        """Make a key, or take the one that is there; log which. Return its public half (SubjectPublicKeyInfo, DER)."""
+    def _key(self, issuer: Issuer, algorithm: str, adopt: bool, made: bool = False) -> PublicKey:
+        """Make a key, or take the one that is there; log which. Return its public half, whose private half was seen to sign."""
         signer = self._signer(issuer)
         if not adopt:
             signer.generate(algorithm)
         with signer.open() as key:
             public: PublicKey = key.public_key()
+            _require_strong(public)
+            _require_possession(key)
         action = "generate" if made or not adopt else "adopt"
         facts = {"issuer": issuer.name, "key": signers.fingerprint(public), "signer": issuer.signer.partition("?")[0]}
         keylog.append(self.directory / LOG, action, facts)
-        return signers.spki(public)
+        return public
 
     def _current(self, described: Description) -> Issuer:
         for issuer in described.intermediates:
@@ -915,6 +914,20 @@ def _require_key(key: Key, above: x509.Certificate) -> None:
         raise _error(
             "KEYS", "the signer has another key than the issuer's certificate", f"check its URI in {DESCRIPTION}"
         )
+
+
+def _require_strong(public: PublicKey) -> None:
+    curve = isinstance(public, ec.EllipticCurvePublicKey) and public.curve.name == "secp384r1"
+    if not curve and not (isinstance(public, rsa.RSAPublicKey) and public.key_size >= 3072):
+        raise _error("KEYS", "this key is of another kind", "RSA of 3072 bits and more, or P-384")
+
+
+def _require_possession(key: Key) -> None:
+    """A token's public half is an object of its own, which somebody may have replaced: nothing is certified unseen."""
+    public: PublicKey = key.public_key()
+    asked = x509.CertificateSigningRequestBuilder(x509.Name([])).sign(key, signers.algorithm_for(public))
+    if not asked.is_signature_valid:
+        raise _error("SIGNATURE", "the key's signature does not hold under its public half", "make another key")
 
 
 def _same_key(one: str, other: str) -> bool:

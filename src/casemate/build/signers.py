@@ -12,8 +12,8 @@ The rules:
 - ``pkcs11:…`` after RFC 7512: ``token``, ``object``, ``id``, ``serial``, ``manufacturer``, ``model``, ``type``; after the
   question mark ``module-path`` (absolute) and ``pin-source`` (``file:``, absolute). A PIN in the URI (``pin-value``) is
   refused, since arguments and descriptions are seen by others. An attribute that is not known is refused.
-- A key of a token is used only where the token says that it is sensitive and can't be extracted, and one that is made there is
-  also asked whether it was made inside and never was otherwise.
+- A key of a token is used only where the token says that it was made inside, is and always was sensitive, and can't and never
+  could be extracted. A key that was brought in from outside was seen outside.
 - ``grep11:`` has its place in the table and is refused: no such server was there to try it with.
 - A PIN is read when it is needed, is in no argument, no environment and no message, and is tried once: tokens lock themselves.
 
@@ -378,17 +378,18 @@ class TokenSigner:
                 curve = {attribute.EC_PARAMS: encode_named_curve_parameters("secp384r1")}
                 parameters = session.create_domain_parameters(pkcs11.KeyType.EC, curve, local=True)
                 _, private = parameters.generate_keypair(**given)
-            self._require_inside(pkcs11, private, made=True)
+            self._require_inside(pkcs11, private)
 
-    def _require_inside(self, pkcs11: Any, private: Any, made: bool = False) -> None:
+    def _require_inside(self, pkcs11: Any, private: Any) -> None:
         attribute = pkcs11.Attribute
-        wanted = {attribute.SENSITIVE: True, attribute.EXTRACTABLE: False}
-        if made:
-            wanted |= {attribute.NEVER_EXTRACTABLE: True, attribute.ALWAYS_SENSITIVE: True, attribute.LOCAL: True}
+        wanted = {
+            **{attribute.SENSITIVE: True, attribute.ALWAYS_SENSITIVE: True, attribute.LOCAL: True},
+            **{attribute.EXTRACTABLE: False, attribute.NEVER_EXTRACTABLE: True},
+        }
         if any(private[name] is not value for name, value in wanted.items()):
             raise _error(
                 "KEY",
-                "this key can be, or could have been, taken out of the token",
+                "this key can be, or could have been, outside of the token",
                 "make one inside of it",
                 self._where,
             )
