@@ -47,6 +47,12 @@ def test_a_line_that_was_changed_moved_or_taken_out_is_noticed(path: Path, attac
     assert path.read_bytes() == b"".join(tampered)
 
 
+@pytest.mark.parametrize("end", [b'"n": 4', b'"n":4.0', b'"n":true', b'"m":[],"n":4', b'"n":4,"n":4'])
+def test_a_last_line_of_another_form_is_refused(path: Path, end: bytes) -> None:
+    with pytest.raises(KeyLogError):
+        parse(path.read_bytes().replace(b'"n":4', end))
+
+
 def test_an_end_that_was_cut_off_is_noticed_by_who_knows_the_head(path: Path) -> None:
     head = parse(path.read_bytes())[-1].digest
     assert parse(path.read_bytes(), head)
