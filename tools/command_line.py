@@ -101,6 +101,20 @@ FORMS = {
     "attestation show": '{"verified": false, "version", "facts": {name: value}, "hashes": {name: sha256}, "unknown": [line]}',
     "certificate verify": CHAIN,
     "volume passphrase": '{"output" or "passphrase"}',
+    "approval sign": '{"signed": [name], "threshold", "missing"}',
+    "approval verify": '{"subject", "revision", "sha256", "names": [name], "threshold"}',
+    "ca init": '{"path", "log_head": sha256}',
+    "ca request": '{"path", "request": path}',
+    "ca accept": '{"issuer", "state"}',
+    "ca rotate": '{"issuer", "state": "current"|"requested"}',
+    "ca revoke": '[{"certificate": path, "issuer", "new": bool, "list": path}]',
+    "ca crl": '[{"issuer", "number", "list": path}]',
+    "ca list": '[{"kind": "authority"|"issuer"|"list"|"image", "name", "subject", "serial", "until", "state", \
+"warnings": [text]}]',
+    "ca log": '[{"n", "time", "action", "facts": {name: value}, "digest": sha256}]',
+    "keyset create": '{"path", "name", "hosts": [name]}',
+    "keyset show": '{"format": "casemate-keyset/1", "name", "made", "verified": bool, "revocation": bool, "holds": bool, \
+"hosts": [{"name", "key": sha256, "valid_until", "problem"}]}',
 }
 
 

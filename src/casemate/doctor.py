@@ -65,6 +65,8 @@ NEEDS = (
     Need("crun", "crun", "tests"),
     Need("gpg", "gnupg", "tests"),
     Need("notary", "notary", "tests"),
+    Need("softhsm2-util", "softhsm2", "tests"),
+    Need("pkcs11-tool", "opensc", "tests"),
 )
 DAEMONS = {
     "docker-registry": "docker-registry.service",

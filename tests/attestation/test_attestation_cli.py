@@ -10,6 +10,7 @@ from pathlib import Path
 import pki
 import pytest
 from attestation_kit import CONTRACT, MARK, META, PUBLISHED, VENDOR, now, reference, sha256, sign
+from cryptography import x509
 from cryptography.hazmat.primitives.serialization import (
     BestAvailableEncryption,
     Encoding,
@@ -192,6 +193,24 @@ def test_a_sealed_record_needs_its_auditors_key(
 def test_a_wrong_command_line_is_code_2(run: Run, files: Path, arguments: tuple[str, ...]) -> None:
     assert verify(run, *RECORD, *arguments).code == 2
     assert verify(run, "--record", "se-checksums.txt", *CERT).code == 2
+
+
+def test_newer_lists_take_the_place_of_those_of_the_image(run: Run, image: Path, files: Path) -> None:
+    old = pki.crl("intermediate", start=now() - 40 * pki.DAY, end=now() - 10 * pki.DAY)
+    (image / "crl.pem").write_bytes(old)
+    assert verify(run, *RECORD, "--image", "image").code == 1  # a list that is out of date proves nothing
+    assert verify(run, *RECORD, "--image", "image", "--crl", "crl.pem").code == 0
+    revoked = verify(run, *RECORD, "--image", "image", "--crl", "revoked.pem")
+    assert revoked.code == 1 and "revoked" in revoked.out.decode()
+
+
+def test_the_roots_list_of_an_image_is_looked_at_too(run: Run, image: Path, files: Path) -> None:
+    (image / "root.crl.pem").write_bytes(pki.crl("root", **TIME))
+    assert verify(run, *RECORD, "--image", "image").code == 0
+    serial = x509.load_pem_x509_certificate((files / "intermediate.crt").read_bytes()).serial_number
+    (image / "root.crl.pem").write_bytes(pki.crl("root", [serial], **TIME))
+    revoked = verify(run, *RECORD, "--image", "image")
+    assert revoked.code == 1 and "revoked" in revoked.out.decode()
 
 
 @pytest.mark.parametrize(

@@ -29,8 +29,10 @@ def issued(authority: DevelopmentCA) -> ImageCertificates:
 
 def test_it_is_made_once_and_its_keys_are_its_owners_alone(authority: DevelopmentCA) -> None:
     directory = authority.directory
-    names = {"root.key", "root.crt", "intermediate.key", "intermediate.crt", "crl.pem"}
-    assert {path.name for path in directory.iterdir()} == names
+    names = {"root.key", "root.crt", "root.crl.pem", "intermediate.key", "intermediate.crt", "intermediate.crl.pem"}
+    names |= {"authority.json", "keys.jsonl", ".lock"}
+    assert {path.name for path in directory.iterdir()} <= names
+    assert names - {path.name for path in directory.iterdir()} <= {".lock"}
     assert stat.S_IMODE(directory.stat().st_mode) == 0o700
     for name in ("root.key", "intermediate.key"):
         assert stat.S_IMODE((directory / name).stat().st_mode) == 0o600
@@ -71,7 +73,8 @@ def test_authorities_sign_certificates_and_images_do_not(authority: DevelopmentC
         usage = extensions.get_extension_for_class(x509.KeyUsage)
         assert basic.critical and usage.critical and basic.value.ca is is_authority
         assert (usage.value.key_cert_sign, usage.value.crl_sign) == (is_authority, is_authority)
-        assert usage.value.digital_signature is not is_authority
+        encrypts, signs = pem == issued.encryption_certificate, pem == issued.attestation_certificate
+        assert (usage.value.key_encipherment, usage.value.digital_signature) == (encrypts, signs)
 
 
 def test_the_chain_holds_and_the_names_of_both_certificates_differ(
@@ -126,18 +129,19 @@ def test_what_is_revoked_stays_revoked_and_the_others_do_not_suffer(
     revoked = x509.load_pem_x509_crl(authority.crl_pem)
     assert [entry.serial_number for entry in revoked] == [serial, 12345]
     assert number() >= before
-    assert not list(authority.directory.glob("*.new"))
+    assert not list(authority.directory.glob(".*-*"))
 
 
 def test_an_old_list_is_signed_anew_with_the_same_entries(authority: DevelopmentCA) -> None:
-    certificate, key = authority._intermediate()
+    key = load_pem_private_key((authority.directory / "intermediate.key").read_bytes(), None)
+    certificate = x509.load_pem_x509_certificate(authority.intermediate_pem)
     builder = x509.CertificateRevocationListBuilder(issuer_name=certificate.subject)
     builder = builder.last_update(NOW - datetime.timedelta(9)).next_update(NOW - datetime.timedelta(1))
     entry = x509.RevokedCertificateBuilder().serial_number(4711).revocation_date(NOW - datetime.timedelta(9)).build()
     old = builder.add_revoked_certificate(entry).sign(key, SHA512())
-    (authority.directory / "crl.pem").write_bytes(old.public_bytes(Encoding.PEM))
+    (authority.directory / "intermediate.crl.pem").write_bytes(old.public_bytes(Encoding.PEM))
     new = x509.load_pem_x509_crl(authority.crl_pem)
     assert new.last_update_utc > old.last_update_utc
     assert new.next_update_utc is not None and new.next_update_utc > NOW
-    assert new.is_signature_valid(key.public_key()) and [entry.serial_number for entry in new] == [4711]
+    assert new.is_signature_valid(key.public_key()) and 4711 in [entry.serial_number for entry in new]
     assert authority.crl_pem == authority.crl_pem

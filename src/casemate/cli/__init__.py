@@ -26,6 +26,9 @@ GROUPS = {
     "machine": "Start, watch and stop machines.",
     "attestation": "Verify attestation records.",
     "certificate": "Verify certificates and revocation lists.",
+    "ca": "Keep the authority that certifies images: keys in tokens, rotation, revocation.",
+    "keyset": "Keep the hosts that images are built for.",
+    "approval": "Sign what a build accepts, and verify that enough reviewers did.",
     "volume": "What belongs to data volumes.",
     "completion": "Shell completion.",
 }

@@ -44,7 +44,9 @@ def _with_key(function: Any) -> Any:
 @click.option(
     "--ca", "authorities", multiple=True, help="Issuers up to the root that you trust; with --image in its place."
 )
-@click.option("--crl", "lists", multiple=True, help="Revocation list of an issuer, PEM or DER.")
+@click.option(
+    "--crl", "lists", multiple=True, help="Revocation list of an issuer, PEM or DER; in place of those of the image."
+)
 @click.option("--contract", type=click.Path(), help="The contract as it was delivered, sealed as it is.")
 @click.option("--reference", type=click.Path(), help="Reference values, in place of those of --image.")
 @click.option("--cidata", type=click.Path(), help="The whole cidata volume that the machine was started with.")
@@ -92,7 +94,8 @@ def verify(
     trust = _trust_of_image(image) if image is not None else _Trust(read_input(cert or "", LARGEST_BUNDLE))
     if authorities:
         trust.untrusted, trust.issuers = trust.issuers, [read_certificates(name) for name in authorities]
-    trust.crls += [read_input(name, LARGEST_CRL) for name in lists]
+    if lists:  # those of the image may be old
+        trust.crls = [read_input(name, LARGEST_CRL) for name in lists]
     verdict = verifier.verify(
         record_bytes,
         signature_bytes,
@@ -173,8 +176,8 @@ def _trust_of_image(image: Path) -> _Trust:
         read_input(str(image / name), LARGEST_BUNDLE)
         for name in ("attestation.crt", "intermediate.crt", "root.crt", "reference-values.json")
     )
-    listed = image / "crl.pem"
-    crls = [read_input(str(listed), LARGEST_CRL)] if listed.exists() else []
+    listed = [image / name for name in ("crl.pem", "root.crl.pem")]
+    crls = [read_input(str(path), LARGEST_CRL) for path in listed if path.exists()]
     return _Trust(certificate, [intermediate, root], crls=crls, reference=reference)
 
 

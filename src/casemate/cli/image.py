@@ -24,6 +24,11 @@ def image() -> None:
     help="Host key document of a machine that may open the image; several are possible. "
     "Without any it is built for this user's software ultravisor.",
 )
+@click.option(
+    "--keyset",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="Hosts that may open the image, as casemate keyset keeps them; they are verified again.",
+)
 @click.option("--ca", type=click.Path(path_type=Path, file_okay=False), help="The certificate authority's directory.")
 @click.option("--pinned", is_flag=True, help="Fail where a package of the source's list can't be had any more.")
 @click.option("--newest", is_flag=True, help="Take the newest packages of the archive, whatever the list says.")
@@ -32,6 +37,7 @@ def build(
     directory: Path,
     arch: str,
     host_keys: tuple[Path, ...],
+    keyset: Path | None,
     ca: Path | None,
     pinned: bool,
     newest: bool,
@@ -50,6 +56,8 @@ def build(
     from casemate.image.build import build_image
     from casemate.image.snapshot import Policy
 
+    if keyset and host_keys:
+        raise click.UsageError("--keyset and --host-key exclude each other: put the host into the keyset")
     if pinned and newest:
         raise click.UsageError("--pinned and --newest exclude each other")
     policy = Policy.PINNED if pinned else Policy.NEWEST if newest else Policy.LISTED
@@ -58,6 +66,7 @@ def build(
             directory,
             arch=arch,
             host_keys=host_keys,
+            keyset=keyset,
             ca=ca,
             policy=policy,
             progress=progress,
@@ -183,6 +192,8 @@ def verify_provenance(directory: Path, authorities: tuple[str, ...], lists: tupl
 
     issuers = [read_input(name, LARGEST_BUNDLE) for name in authorities]
     issuers = issuers or [read_input(str(directory / "root.crt"), LARGEST_BUNDLE)]
+    more = directory / "root.crl.pem"  # there where the root is the image provider's own
+    lists = lists or (str(directory / "crl.pem"), *([str(more)] if more.exists() else []))
     statement, chain = provenance.verify(
         read_input(str(directory / provenance.NAME), provenance.LARGEST),
         read_input(str(directory / provenance.CERTIFICATE), LARGEST_BUNDLE),
@@ -190,7 +201,7 @@ def verify_provenance(directory: Path, authorities: tuple[str, ...], lists: tupl
         time=datetime.datetime.now(datetime.UTC),
         issuers=issuers,
         untrusted=[read_input(str(directory / "intermediate.crt"), LARGEST_BUNDLE)],
-        crls=[read_input(str(name), LARGEST_CRL) for name in lists or (directory / "crl.pem",)],
+        crls=[read_input(name, LARGEST_CRL) for name in lists],
     )
     if as_json:
         click.echo(json.dumps({"verified": True, "development": chain.development, "statement": statement}))

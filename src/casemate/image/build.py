@@ -6,7 +6,7 @@
 ``reference-values.json``  what a record made by this image must say (``docs/formats/reference-values.md``)
 ``encryption.crt``      contracts are sealed for this
 ``attestation.crt``     records verify under this
-``intermediate.crt``, ``root.crt``, ``crl.pem``  the chain of both, and what is revoked
+``intermediate.crt``, ``root.crt``, ``crl.pem``, ``root.crl.pem``  the chain of both, and what is revoked
 ``packages.txt``        every package of the root, with version and hash (:mod:`casemate.image.snapshot`)
 ``sbom.spdx.json``      the bill of materials (:mod:`casemate.image.sbom`)
 ``provenance.json``, ``provenance.crt``  what it was made from, signed (:mod:`casemate.image.provenance`)
@@ -97,6 +97,7 @@ def build_image(
     *,
     arch: str = "amd64",
     host_keys: Sequence[Path] = (),
+    keyset: Path | None = None,
     ca: Path | None = None,
     cache: Path | None = None,
     policy: Policy = Policy.LISTED,
@@ -106,7 +107,8 @@ def build_image(
     """Build an image into ``directory``: fresh keys each time, the root from the cache where it is there.
 
     ``say`` is told where the packages are not those of the source's list, which ``policy`` may forbid. ``host_keys`` are
-    host key documents of machines that may open it; without any it is built for this user's software ultravisor.
+    host key documents of machines that may open it, ``keyset`` a file of such; without any it is built for this user's
+    software ultravisor, which only a development authority certifies.
     Raises :class:`CasemateError`; a failure leaves nothing behind.
     """
     from casemate.image.ca import DevelopmentCA
@@ -115,7 +117,13 @@ def build_image(
 
     # What can be refused is refused before anything is built.
     _check_replaceable(directory)
-    if host_keys:
+    verified = False
+    if keyset is not None:
+        from casemate.build import keyset as keysets
+
+        kept = keysets.parse(keyset.read_bytes())
+        documents, verified = kept.require(datetime.datetime.now(datetime.UTC)), kept.verified
+    elif host_keys:
         documents = [(path.name, path.read_bytes()) for path in host_keys]
     else:
         from casemate.machine.ultravisor import SoftwareUltravisor
@@ -125,8 +133,25 @@ def build_image(
 
     cache = cache or home.directory() / "cache"
     authority = DevelopmentCA.load_or_create(ca or home.directory() / "ca")
+    if not (verified or authority.describe().development):
+        # Whoever has the host's key reads the image: no record of it may look like one of a machine that keeps its key.
+        raise CasemateError(
+            "no authority but a development one certifies an image for hosts that nobody verified",
+            "give host key documents that casemate keyset create has verified (--keyset), or a development authority",
+            documents[0][0],
+            id="IMAGE-HOST-UNVERIFIED",
+        )
+    authority.require_ready()
     issued: list[Any] = []
-    keys = threading.Thread(target=lambda: issued.append(authority.issue(VERSION)))
+    failures: list[CasemateError] = []
+
+    def issue() -> None:
+        try:
+            issued.append(authority.issue(VERSION))
+        except CasemateError as error:  # a token that was taken away meanwhile, or the like
+            failures.append(error)
+
+    keys = threading.Thread(target=issue)
     keys.start()
     try:
         progress("packages' list")
@@ -137,6 +162,8 @@ def build_image(
         base = initrd.base(root, arch, cache)
     finally:
         keys.join()
+    if failures:
+        raise failures[0]
     if not issued:
         raise CasemateError("the image's keys could not be made", id="IMAGE-KEYS")
     certificates = issued[0]
@@ -184,6 +211,7 @@ def build_image(
             "intermediate.crt": authority.intermediate_pem,
             "root.crt": authority.root_pem,
             "crl.pem": authority.crl_pem,
+            **({"root.crl.pem": authority.root_crl_pem} if authority.root_crl_pem else {}),
             "image.json": json.dumps(
                 {
                     **{"format": FORMAT, "version": VERSION, "arch": arch, "created": now.isoformat()},
@@ -209,6 +237,7 @@ def build_image(
         )
         (new / provenance.NAME).write_bytes(provenance.sign(payload, signer.reveal()))
         (new / provenance.CERTIFICATE).write_bytes(certificate)
+        authority.require_chain(certificates.encryption_certificate, certificates.attestation_certificate, certificate)
         _check_replaceable(directory)
         if directory.exists():
             shutil.rmtree(directory)

@@ -25,6 +25,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from casemate.approval import pae
 from casemate.errors import CasemateError
 
 if TYPE_CHECKING:
@@ -49,15 +50,6 @@ class ProvenanceError(CasemateError):
     """A provenance statement does not hold, or says something else of these files."""
 
     id = "PROVENANCE"
-
-
-def pae(payload_type: str, payload: bytes) -> bytes:
-    """Return DSSE's pre-authentication encoding: what is signed, with lengths, so that no two pairs give the same bytes.
-
-    pae("t", b"body")   # b"DSSEv1 1 t 4 body"
-    """
-    name = payload_type.encode()
-    return b"DSSEv1 %d %s %d %s" % (len(name), name, len(payload), payload)
 
 
 def statement(
