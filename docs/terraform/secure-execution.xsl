@@ -12,6 +12,9 @@
   <xsl:template match="/domain">
     <xsl:copy>
       <xsl:apply-templates select="@*|node()"/>
+      <on_poweroff>destroy</on_poweroff>
+      <on_reboot>destroy</on_reboot>
+      <on_crash>destroy</on_crash>
       <launchSecurity type="s390-pv"/>
     </xsl:copy>
   </xsl:template>
@@ -20,7 +23,11 @@
   <xsl:template match="devices/disk">
     <xsl:variable name="number" select="count(preceding-sibling::disk) + 1"/>
     <disk type="{@type}" device="disk">
-      <driver name="qemu" type="raw" iommu="on"/>
+      <driver name="qemu" type="raw" iommu="on">
+        <xsl:if test="$number &gt; 2">
+          <xsl:attribute name="discard">unmap</xsl:attribute>
+        </xsl:if>
+      </driver>
       <xsl:apply-templates select="source"/>
       <target dev="{concat('vd', substring('abcdefghijklmnopqrstuvwxyz', $number, 1))}" bus="virtio"/>
       <xsl:if test="$number &lt; 3">
@@ -42,8 +49,20 @@
     </xsl:copy>
   </xsl:template>
 
+  <!-- QEMU's core file would hold memory of the guest, such as it is. -->
+  <xsl:template match="/domain/memory">
+    <xsl:copy>
+      <xsl:attribute name="dumpCore">off</xsl:attribute>
+      <xsl:apply-templates select="@*|node()"/>
+    </xsl:copy>
+  </xsl:template>
+
+  <xsl:template match="/domain/cpu">
+    <cpu mode="host-model"/>
+  </xsl:template>
+
   <!-- No graphics, no agent, no balloon, no console in which somebody could type; a console that is a file, and the record's port. -->
-  <xsl:template match="graphics|video|channel|console|serial[parent::devices]|input|sound|memballoon|rng|controller[@type='usb']"/>
+  <xsl:template match="on_poweroff|on_reboot|on_crash|graphics|video|channel|console|serial[parent::devices]|input|sound|memballoon|rng|controller[@type='usb']"/>
   <xsl:template match="devices">
     <xsl:variable name="made" select="substring-before(disk[1]/source/@file, '/cidata.img')"/>
     <xsl:copy>
@@ -67,7 +86,4 @@
     </xsl:copy>
   </xsl:template>
 
-  <xsl:template match="on_reboot|on_crash">
-    <xsl:copy>destroy</xsl:copy>
-  </xsl:template>
 </xsl:stylesheet>

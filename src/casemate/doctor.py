@@ -65,6 +65,7 @@ NEEDS = (
     Need("crun", "crun", "tests"),
     Need("gpg", "gnupg", "tests"),
     Need("notary", "notary", "tests"),
+    Need("xsltproc", "xsltproc", "tests"),
     Need("virsh", "libvirt-clients", "tests"),
     Need("libvirtd", "libvirt-daemon", "tests"),
     Need("/usr/lib/*/libvirt/connection-driver/libvirt_driver_qemu.so", "libvirt-daemon-driver-qemu", "tests"),
