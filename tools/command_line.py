@@ -103,6 +103,7 @@ FORMS = {
     "deploy plan": PLAN,
     "deploy apply": PLAN,
     "deploy destroy": PLAN,
+    "deploy record": '{"path", "files": [name]}',
     "deploy show": '[{"name", "uuid", "tee", "arch", "state": "absent"|"stopped"|"running", "autostart", "directory", \
 "volumes": [place]}]',
     "machine record": '{"path", "files": [name]}',

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from casemate.deploy.model import Deployment, load
+
 CONTRACT = b"workload: |\n  type: workload\nenv: |\n  type: env\n"
 
 
@@ -18,3 +20,8 @@ def make_image(
     (directory / "casemate.img").write_bytes(b"")
     (directory / "root.squashfs").write_bytes(b"")
     return directory
+
+
+def empty(deployment: Deployment) -> Deployment:
+    """Return the same deployment without machines: to apply it is to destroy."""
+    return load(deployment.path, machines=False)

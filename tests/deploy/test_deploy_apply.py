@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from deployments import CONTRACT, make_image
+from deployments import CONTRACT, empty, make_image
 
 from casemate.cidata import read_volume
 from casemate.deploy import apply as applying
@@ -145,7 +145,7 @@ def test_a_domain_of_the_same_name_that_is_not_ours_is_never_touched(lab: Lab) -
             lab.apply(lab.one(), agreed)
         assert error.value.id == "DEPLOY-FOREIGN"
     assert lab.virsh("dumpxml", "db") == before and not (lab.directory / "data.img").exists()
-    assert lab.apply(applying.without_machines(lab.one()), agreed=True) == []
+    assert lab.apply(empty(lab.one()), agreed=True) == []
     assert lab.virsh("dumpxml", "db") == before
 
 
@@ -162,7 +162,7 @@ def test_a_state_that_names_a_foreign_domain_gives_no_right_to_it(lab: Lab) -> N
     with pytest.raises(DeployError) as error:
         lab.apply(deployment, agreed=True)
     assert error.value.id == "DEPLOY-FOREIGN"
-    lab.apply(applying.without_machines(deployment), agreed=True)
+    lab.apply(empty(deployment), agreed=True)
     assert lab.libvirt.names() == {"db": unique}, "destroy forgets what it can't prove to be its own, and leaves it"
 
 
@@ -205,7 +205,7 @@ def test_a_data_volume_that_is_gone_is_not_replaced_by_an_empty_one(lab: Lab) ->
 def test_a_data_volume_outlives_its_machine(lab: Lab, run: Callable[..., Result]) -> None:
     deployment = lab.one()
     lab.apply(deployment)
-    plan = applying.look_and_plan(applying.without_machines(deployment), lab.libvirt)
+    plan = applying.look_and_plan(empty(deployment), lab.libvirt)
     assert plan.kept == (str(lab.directory / "data.img"),)
     assert run("deploy", "destroy", deployment.path).code == 1, "a removal is agreed to"
     assert lab.libvirt.names().keys() == {"db"}
@@ -231,7 +231,7 @@ def test_only_files_of_ours_are_removed(lab: Lab) -> None:
     lab.apply(deployment)
     (lab.directory / "made/db/notes.txt").write_text("mine")
     (lab.directory / "made/db/console.log").symlink_to(lab.directory / "contract.yaml")
-    lab.apply(applying.without_machines(deployment), agreed=True)
+    lab.apply(empty(deployment), agreed=True)
     assert [path.name for path in (lab.directory / "made/db").iterdir()] == ["notes.txt"]
     assert (lab.directory / "contract.yaml").read_bytes() == CONTRACT
 
@@ -255,6 +255,38 @@ def test_a_volume_that_is_no_regular_file_is_refused(lab: Lab, kind: str) -> Non
         lab.apply(lab.one(path=str(path)), agreed=True)
     assert error.value.id == "DEPLOY-VOLUME" and lab.libvirt.names() == {}
     assert not victim.exists() or victim.read_bytes() == b"victim"
+
+
+def test_a_link_in_place_of_a_machines_directory_is_refused(lab: Lab) -> None:
+    deployment = lab.one()
+    (lab.directory / "victim").mkdir()
+    (lab.directory / "victim/cidata.img").write_bytes(b"victim")
+    (lab.directory / "made").mkdir()
+    (lab.directory / "made/db").symlink_to(lab.directory / "victim")
+    with pytest.raises(DeployError) as error:
+        lab.apply(deployment, agreed=True)
+    assert error.value.id == "DEPLOY-DISK" and (lab.directory / "victim/cidata.img").read_bytes() == b"victim"
+
+
+def test_what_is_gone_from_the_disk_can_still_be_destroyed(lab: Lab, run: Callable[..., Result]) -> None:
+    path = lab.one().path
+    assert run("deploy", "apply", path).code == 0
+    (lab.directory / "contract.yaml").unlink()
+    (lab.directory / "z/image.json").unlink()
+    assert run("deploy", "plan", path).code == 1
+    assert run("deploy", "destroy", path, "--yes").code == 0 and lab.libvirt.names() == {}
+
+
+def test_console_and_record_are_read_where_libvirt_writes_them(lab: Lab, run: Callable[..., Result]) -> None:
+    path = lab.one().path
+    assert run("deploy", "record", path, "db", "-o", "record").code == 1
+    (lab.directory / "made/db").mkdir(parents=True)
+    (lab.directory / "made/db/console.log").write_bytes(b"HPL10001I: started\x1b[2J\r\n")
+    (lab.directory / "made/db/record.json").write_text(json.dumps({"se-checksums.txt": "YQ=="}) + "\n")
+    assert run("deploy", "logs", path, "db").out == b"HPL10001I: started[2J\n"
+    assert run("deploy", "record", path, "db", "-o", "record").code == 0
+    assert (lab.directory / "record/se-checksums.txt").read_bytes() == b"a"
+    assert run("deploy", "logs", path, "other").code == 1
 
 
 def test_a_link_in_place_of_our_disk_is_replaced_and_not_followed(lab: Lab) -> None:
@@ -294,7 +326,7 @@ def test_a_forged_state_is_refused(lab: Lab, number: int) -> None:
     FORGED[number](said)
     place.write_text(json.dumps(said))
     before = lab.virsh("dumpxml", "db")
-    for each in (deployment, applying.without_machines(deployment)):
+    for each in (deployment, empty(deployment)):
         with pytest.raises(DeployError) as error:
             lab.apply(each, agreed=True)
         assert error.value.id == "DEPLOY-STATE"

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from deployments import empty
 
 from casemate.deploy import apply as applying
 from casemate.deploy.errors import DeployError
@@ -82,7 +83,7 @@ def test_a_volume_of_a_pool_is_made_and_grows(make: Callable[[str], Deployment],
         assert (place / "db-data.img").stat().st_size == 512 << 20
         with pytest.raises(DeployError, match="never made smaller"):
             apply(make(PC % ("false", said % "256M")))
-        apply(applying.without_machines(make(PC % ("false", ""))))
+        apply(empty(make(PC % ("false", ""))))
         assert (place / "db-data.img").exists()
     finally:
         virsh(session, "pool-destroy", "lab")
@@ -121,7 +122,7 @@ def test_an_image_is_opened_by_the_program_in_qemus_place(
     assert words[words.index(b"-append") + 1] == b"console=ttyS0 quiet"
     assert words[words.index(b"-kernel") + 1].startswith(b"/proc/self/fd/")
     assert str(tmp_path / "pc/casemate.img").encode() not in line
-    assert apply(applying.without_machines(deployment)) == ["stop", "remove"]
+    assert apply(empty(deployment)) == ["stop", "remove"]
 
 
 def test_an_image_of_another_host_starts_nothing(make: Callable[[str], Deployment], tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import click
 if TYPE_CHECKING:
     from casemate.deploy.model import Deployment
     from casemate.deploy.plan import Change, Plan, Step
+    from casemate.machine.machines import Machine
 
 _FILE = click.argument("file", type=click.Path(dir_okay=False, path_type=Path))
 _JSON = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
@@ -109,10 +110,9 @@ def destroy(file: Path, yes: bool, patience: int, as_json: bool) -> None:
     \b
     casemate deploy destroy deployment.yaml --yes
     """
-    from casemate.deploy.apply import without_machines
     from casemate.deploy.model import load
 
-    _apply(without_machines(load(file)), yes, patience, as_json)
+    _apply(load(file, machines=False), yes, patience, as_json)
 
 
 @deploy.command()
@@ -163,6 +163,49 @@ def show(file: Path, name: str | None, as_json: bool) -> None:
         click.echo(f"{row['name']}  {row['state']}  {row['arch']}  {row['tee']}{protection}")
         for place in row["volumes"]:
             click.echo(f"  {place}")
+
+
+@deploy.command()
+@_FILE
+@click.argument("name", metavar="MACHINE")
+def logs(file: Path, name: str) -> None:
+    """Show the console of MACHINE. The logs themselves go to the backend that the contract names.
+
+    \b
+    casemate deploy logs deployment.yaml db
+    """
+    text = _made(file, name).console()
+    click.echo(text, nl=bool(text))
+
+
+@deploy.command()
+@_FILE
+@click.argument("name", metavar="MACHINE")
+@click.option(
+    "-o", "--output", required=True, type=click.Path(file_okay=False, path_type=Path), help="Directory for its files."
+)
+@_JSON
+def record(file: Path, name: str, output: Path, as_json: bool) -> None:
+    """Write the attestation record of MACHINE into a directory. It is verified by `casemate attestation verify`.
+
+    \b
+    casemate deploy record deployment.yaml db -o record
+    """
+    from casemate.cli.machine import write_record
+
+    write_record(_made(file, name), output, as_json)
+
+
+def _made(file: Path, name: str) -> Machine:
+    """Return what reads console and record of a machine of a deployment: they lie where those of others do."""
+    from casemate.deploy.model import load
+    from casemate.errors import CasemateError
+    from casemate.machine.machines import Machine
+
+    deployment = load(file)
+    if name not in deployment.machines:
+        raise CasemateError("the file has no such machine", "", name, id="DEPLOY-FILE")
+    return Machine(name, deployment.files(name))
 
 
 def _apply(deployment: Deployment, yes: bool, patience: int, as_json: bool) -> None:

@@ -231,11 +231,17 @@ def record(name: str, output: Path, as_json: bool) -> None:
     casemate machine record db -o record
     casemate attestation verify --record record --image my-image --contract contract.yaml
     """
-    from casemate.cli.ui import write_output
-    from casemate.errors import CasemateError
     from casemate.machine.machines import get
 
-    files = get(name).record()
+    write_record(get(name), output, as_json)
+
+
+def write_record(each: Machine, output: Path, as_json: bool) -> None:
+    """Write the record that a machine offered, and tell of it."""
+    from casemate.cli.ui import write_output
+    from casemate.errors import CasemateError
+
+    files = each.record()
     try:
         output.mkdir(parents=True, exist_ok=True)
     except OSError as error:

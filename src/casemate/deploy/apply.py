@@ -63,11 +63,6 @@ def apply(
     return plan
 
 
-def without_machines(deployment: Deployment) -> Deployment:
-    """Return the same deployment with nothing in it: to apply it is to destroy."""
-    return Deployment(deployment.path, deployment.connection, deployment.directory, {})
-
-
 def sentence(step: Step) -> str:
     """Say what a step does, in a few words."""
     return (
@@ -105,6 +100,10 @@ def _plan(deployment: Deployment, libvirt: Libvirt, state: State) -> Plan:
 
 
 def _look(deployment: Deployment, libvirt: Libvirt, state: State, programs: dict[Path, str]) -> Seen:
+    for name in {*deployment.machines, *state.machines}:
+        if deployment.files(name).is_symlink():
+            cause = "is a link, and disks are written and removed there"
+            raise DeployError(cause, "put a directory in its place", str(deployment.files(name)), id="DEPLOY-DISK")
     names = libvirt.names()
     found = {name: libvirt.domain(names[name]) for name in {*deployment.machines, *state.machines} & names.keys()}
     files: dict[Path, File] = {path: _file(path, hashed=True) for path in programs}

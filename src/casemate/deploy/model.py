@@ -127,8 +127,11 @@ def schema() -> dict[str, Any]:
     return loaded
 
 
-def load(path: Path) -> Deployment:
-    """Read a deployment and what it names. Raises :class:`DeployError` with every problem, a line each."""
+def load(path: Path, *, machines: bool = True) -> Deployment:
+    """Read a deployment and what it names. Raises :class:`DeployError` with every problem, a line each.
+
+    Without ``machines`` it has none, and what they name need not be there: to apply that is to destroy.
+    """
     path = path.absolute()
     try:
         with path.open("rb") as file:
@@ -144,7 +147,7 @@ def load(path: Path) -> Deployment:
     problems = list(_form(said))
     if not problems:
         reader = _Reader(path)
-        deployment = reader.deployment(said)
+        deployment = reader.deployment(said if machines else {**said, "machines": {}})
         problems = reader.problems or list(_twice(deployment))
         if not problems:
             return deployment
