@@ -91,6 +91,21 @@ def test_a_file_is_refused(write: Callable[..., Path], text: str, what: str) -> 
     assert error.value.id == "DEPLOY-FILE" and what in f"{error.value}"
 
 
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "qemu+ext:///session?command=/tmp/evil",
+        "qemu+ssh://elsewhere/session",
+        "qemu://elsewhere/session",
+        "--help",
+        "''",
+    ],
+)
+def test_a_connection_leads_to_this_host_and_runs_nothing(write: Callable[..., Path], uri: str) -> None:
+    with pytest.raises(DeployError, match="connection"):
+        load(write(ONE % "", uri))
+
+
 def test_the_software_tee_is_refused_where_the_host_key_is_another_users(write: Callable[..., Path]) -> None:
     with pytest.raises(DeployError, match="qemu:///session"):
         load(write("machines: {db: {image: pc, contract: contract.yaml}}\n", "qemu:///system"))
