@@ -20,7 +20,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 PURE = ("contract", "attestation", "secureexec", "luks", "certificates", "cidata", "approval", "errors", "secret")
-OUTSIDE = ("image", "machine", "build", "demo", "doctor", "cli")
+OUTSIDE = ("image", "machine", "deploy", "build", "demo", "doctor", "cli")
 GUEST = ("guest", "contract", "attestation", "luks", "certificates", "cidata", "errors", "secret")
 IN_THE_GUEST = {"cryptography", "yaml", "jsonschema"}
 HARMLESS = {

@@ -70,6 +70,11 @@ IMAGE = '"format": "casemate-image/1", "version", "arch", "created", "kernel", "
 CHAIN = '{"format": "casemate-chain/1", "proved": bool, "development": bool, "time", "problems": [error], "links": \
 [{"subject", "issuer", "serial", "fingerprint", "development", "not_before", "not_after", "signed_by", "signing_key", "how", \
 "revocation", "problems": [error]}]}'
+PLAN = (
+    '{"changes": bool, "steps": [{"machine", "act": "stop"|"make"|"grow"|"write"|"define"|"autostart"|"start"|"remove", \
+"target", "disruptive": bool, "changes": [{"what", "old", "new"}]}], "drift": {machine: [{"what", "old", "new"}]}, \
+"kept": [place]}'
+)
 FORMS = {
     "doctor": '{"ok": bool, "missing": [package], "command", "findings": [{"name", "group", "ok": true|false|null, "found", \
 "package", "cure"}]}',
@@ -94,6 +99,13 @@ FORMS = {
 "development": bool, "record": bool}',
     "machine up": MACHINE,
     "machine list": f"[{MACHINE}]",
+    "machine define": '{"machines": {name: [path]}}',
+    "deploy plan": PLAN,
+    "deploy apply": PLAN,
+    "deploy destroy": PLAN,
+    "deploy record": '{"path", "files": [name]}',
+    "deploy show": '[{"name", "uuid", "tee", "arch", "state": "absent"|"stopped"|"running", "autostart", "directory", \
+"volumes": [place]}]',
     "machine record": '{"path", "files": [name]}',
     "attestation verify": f'{{"format": "casemate-verdict/1", "holds": bool, "summary", "version", "tee", "development": bool, \
 "time", "rows": [{{"name", "group", "meaning", "value", "verdict": "proved"|"refuted"|"not proved"|"missing"|"unknown line", \

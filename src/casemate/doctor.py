@@ -67,6 +67,10 @@ NEEDS = (
     Need("notary", "notary", "tests"),
     Need("softhsm2-util", "softhsm2", "tests"),
     Need("pkcs11-tool", "opensc", "tests"),
+    Need("xsltproc", "xsltproc", "tests"),
+    Need("virsh", "libvirt-clients", "tests"),
+    Need("libvirtd", "libvirt-daemon", "tests"),
+    Need("/usr/lib/*/libvirt/connection-driver/libvirt_driver_qemu.so", "libvirt-daemon-driver-qemu", "tests"),
 )
 DAEMONS = {
     "docker-registry": "docker-registry.service",

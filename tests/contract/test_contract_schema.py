@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from casemate.contract.check import _faults
+from casemate.contract.check import faults
 from casemate.contract.schema import fulfils, schema
 
 WHOLE = schema()
@@ -70,7 +70,7 @@ def test_the_quick_answer_is_the_librarys(name: str, data: st.DataObject) -> Non
         del inside[place[-1]]
     else:
         inside[data.draw(st.sampled_from(["a", "0", "Seed", "x-more", "a b"]))] = data.draw(VALUES)
-    assert fulfils(section, WHOLE["$defs"][name], WHOLE["$defs"]) == (not list(_faults(name, section, WHOLE)))
+    assert fulfils(section, WHOLE["$defs"][name], WHOLE["$defs"]) == (not list(faults(name, section, WHOLE)))
 
 
 def test_a_keyword_that_is_not_known_leaves_the_answer_to_the_library() -> None:

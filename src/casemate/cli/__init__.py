@@ -24,6 +24,7 @@ GROUPS = {
     "image": "Build images and show what is in them.",
     "se": "Pack, open and show Secure Execution images.",
     "machine": "Start, watch and stop machines.",
+    "deploy": "Machines through libvirt, from one file: plan, apply, destroy.",
     "attestation": "Verify attestation records.",
     "certificate": "Verify certificates and revocation lists.",
     "ca": "Keep the authority that certifies images: keys in tokens, rotation, revocation.",

@@ -231,11 +231,17 @@ def record(name: str, output: Path, as_json: bool) -> None:
     casemate machine record db -o record
     casemate attestation verify --record record --image my-image --contract contract.yaml
     """
-    from casemate.cli.ui import write_output
-    from casemate.errors import CasemateError
     from casemate.machine.machines import get
 
-    files = get(name).record()
+    write_record(get(name), output, as_json)
+
+
+def write_record(each: Machine, output: Path, as_json: bool) -> None:
+    """Write the record that a machine offered, and tell of it."""
+    from casemate.cli.ui import write_output
+    from casemate.errors import CasemateError
+
+    files = each.record()
     try:
         output.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -275,3 +281,46 @@ def down(names: tuple[str, ...], every: bool, keep: bool, force: bool) -> None:
             each.stop(0.0 if force else 60.0)
             if not keep:
                 each.remove()
+
+
+@machine.command()
+@click.option(
+    "--libvirt", "file", required=True, type=click.Path(dir_okay=False, path_type=Path), help="A deployment file."
+)
+@click.option(
+    "-o", "--output", required=True, type=click.Path(file_okay=False, path_type=Path), help="Directory for the XML."
+)
+@_JSON
+def define(file: Path, output: Path, as_json: bool) -> None:
+    """Write libvirt's domain XML and the disks of each machine of a deployment file, for who defines them by hand.
+
+    Disks go where the file says (`directory`), the XML to the output directory; data volumes are not made. libvirt is not
+    asked: `casemate deploy apply` does all of this, and keeps it so.
+
+    \b
+    casemate machine define --libvirt deployment.yaml -o xml
+    virsh define --validate xml/db.xml
+    """
+    from casemate.cli.ui import write_output
+    from casemate.deploy.apply import write_disks
+    from casemate.deploy.domain import domain
+    from casemate.deploy.model import load
+    from casemate.errors import CasemateError
+    from casemate.machine.qemu import kvm_works
+
+    deployment = load(file)
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise CasemateError(f"can't be made: {error.strerror}", "name another", str(output), id="CLI-FILE") from None
+    written: dict[str, list[str]] = {}
+    for name, each in deployment.machines.items():
+        disks = write_disks(deployment, each)
+        kvm = each.tee == "software" and kvm_works()
+        write_output(str(output / f"{name}.xml"), domain(each, deployment, kvm=kvm).encode())
+        written[name] = [str(path) for path in (output / f"{name}.xml", *disks)]
+    if as_json:
+        click.echo(json.dumps({"machines": written}))
+        return
+    for name, paths in written.items():
+        click.echo(f"{name}: {', '.join(paths)}")

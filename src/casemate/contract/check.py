@@ -181,14 +181,14 @@ def _form(name: str, section: Section) -> Iterator[Problem]:
     """Check a section against the schema; one readable sentence an error."""
     whole = schema()
     if not fulfils(section, whole["$defs"][name], whole["$defs"]):
-        yield from _faults(name, section, whole)
+        yield from faults(name, section, whole)
     properties = whole["$defs"][name]["properties"]
     for key in section:
         if key not in properties:
             yield _unknown(name, key, properties, closed=False)
 
 
-def _faults(name: str, section: Section, whole: dict[str, Any]) -> Iterator[Problem]:
+def faults(name: str, section: Section, whole: dict[str, Any]) -> Iterator[Problem]:
     """Have the library explain what is wrong. An emulated guest takes seconds to import it, so it is not asked before."""
     import jsonschema
 
