@@ -453,11 +453,16 @@ def test_directories_are_made_and_a_link_on_the_way_is_refused(tmp_path: Path) -
     assert list((tmp_path / "secret").iterdir()) == []
 
 
-def test_a_third_seed_is_never_left_out_in_silence(pair: Pair) -> None:
-    for name, value in (("kms", [{"apiKey": "k", "crn": "c", "type": "public"}]), ("uv-secret-id", "index-1")):
+def test_a_third_seed_is_never_left_out_in_silence(guest: Path, pair: Pair) -> None:
+    for name, value in (
+        ("kms", [{"apiKey": "k", "crn": "c", "type": "public"}]),
+        ("uv-secret-id", "index-1"),
+        ("grep11", {"address": "a"}),
+    ):
         asked = env(pair)
         asked["volumes"]["data"][name] = value
-        assert stopped(contract.refuse_third_seeds, asked).id == "HPL07001E"
+        deliver(workload(), asked)
+        assert stopped(contract.service).id == "HPL07001E"
 
 
 def test_volumes_are_found_by_the_mount_point_of_the_contract() -> None:
