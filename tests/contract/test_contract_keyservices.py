@@ -23,6 +23,22 @@ def entry(**values: str) -> dict[str, str]:
 
 
 @pytest.mark.parametrize(
+    ("host", "iam"),
+    [
+        ("api.eu-de.hs-crypto.cloud.ibm.com", "iam.cloud.ibm.com"),
+        ("api.private.eu-de.hs-crypto.cloud.ibm.com", "private.iam.cloud.ibm.com"),
+        ("private.eu-de.kms.cloud.ibm.com", "private.iam.cloud.ibm.com"),
+        ("hs-crypto.cloud.ibm.com.example.com", None),
+        ("eu-de.kms.cloud.ibm.com.example.com", None),
+    ],
+)
+def test_an_instance_of_ibms_with_a_port_has_ibms_tokens_and_no_other_has(host: str, iam: str | None) -> None:
+    [way] = read_services([entry(type=f"https://{host}:8992")])
+    assert (way.host, way.port) == (host, 8992)
+    assert way.iam == ((iam, 443) if iam else (host, 8992))
+
+
+@pytest.mark.parametrize(
     ("service", "how", "host", "port", "iam"),
     [
         ("hs-crypto", "public", f"{INSTANCE}.api.us-south.hs-crypto.appdomain.cloud", 443, "iam.cloud.ibm.com"),

@@ -8,8 +8,8 @@ An entry names a root key by its CRN, ten parts between colons:
     crn:v1:CNAME:CTYPE:SERVICE:REGION:a/ACCOUNT:INSTANCE:key:KEY
 
 ``type`` says how the service is reached: ``public`` or ``private``, IBM's networks; or the URL of one of one's own,
-``https://HOST`` or ``https://HOST:PORT``, which gives access tokens too. Other tools take any text as ``type``, so such a
-contract has the form that they know.
+``https://HOST`` or ``https://HOST:PORT``, which gives access tokens too. (IBM's instances that have a port of their own are named
+so as well; their tokens are IBM's.) Other tools take any text as ``type``, so such a contract has the form that they know.
 
 Source: IBM Cloud documentation, "About the contract" (``kms``), "Regions and endpoints" of Hyper Protect Crypto Services
 and of Key Protect, "Cloud Resource Names".
@@ -32,6 +32,7 @@ _CRN = re.compile(
     r":(?P<instance>[A-Za-z0-9-]{1,64}):key:(?P<key>[A-Za-z0-9-]{1,64})"
 )
 _URL = re.compile(r"https://(?P<host>[A-Za-z0-9]([A-Za-z0-9.-]{0,251}[A-Za-z0-9])?)(:(?P<port>[0-9]{1,5}))?/?")
+_IBM = (".hs-crypto.cloud.ibm.com", ".hs-crypto.appdomain.cloud", ".kms.cloud.ibm.com")
 _API_KEY = re.compile(r"[!-~]{1,512}")
 
 
@@ -74,10 +75,11 @@ def _reached(number: int, crn: re.Match[str], how: str) -> tuple[str, int, tuple
         port = int(url["port"] or 443)
         if not 0 < port < 65536:
             raise KeyServiceError(f"kms[{number}].type has a port that is none")
-        return url["host"], port, (url["host"], port)
+        host = url["host"].lower()
+        return host, port, (_iam(".private." in f".{host}"), 443) if host.endswith(_IBM) else (host, port)
     if how not in ("public", "private"):
         raise KeyServiceError(f"kms[{number}].type is public, private, or the URL of a service, https://HOST:PORT")
-    own, iam = how == "private", "private.iam.cloud.ibm.com" if how == "private" else "iam.cloud.ibm.com"
+    private = "private." if how == "private" else ""
     service, region = crn["service"], crn["region"]
     if not region or service not in ("hs-crypto", "kms"):
         raise KeyServiceError(
@@ -85,10 +87,14 @@ def _reached(number: int, crn: re.Match[str], how: str) -> tuple[str, int, tuple
             "give the URL of the service as type",
         )
     if service == "hs-crypto":
-        host = f"{crn['instance']}.api.{'private.' if own else ''}{region}.hs-crypto.appdomain.cloud"
+        host = f"{crn['instance']}.api.{private}{region}.hs-crypto.appdomain.cloud"
     else:
-        host = f"{'private.' if own else ''}{region}.kms.cloud.ibm.com"
-    return host, 443, (iam, 443)
+        host = f"{private}{region}.kms.cloud.ibm.com"
+    return host, 443, (_iam(bool(private)), 443)
+
+
+def _iam(private: bool) -> str:
+    return "private.iam.cloud.ibm.com" if private else "iam.cloud.ibm.com"
 
 
 def patience(volume: Mapping[str, Any]) -> float:

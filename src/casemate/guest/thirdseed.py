@@ -41,6 +41,8 @@ from casemate.luks.errors import LuksError
 from casemate.luks.wrappedseed import FoundSeed, WrappedSeed, copy_of, read_wrapped
 
 SIZE = 32
+QUIET = 15.0
+"""Seconds in which it is not told that a service does not answer: the network may just be coming up."""
 ROOTS = Path("/etc/ssl/certs/ca-certificates.crt")
 Answer = TypeVar("Answer")
 
@@ -152,15 +154,15 @@ class ThirdSeeds:
         """Ask the services of a volume as long as the contract says; every failure stops, with the message that it has."""
         services = [KeyProtect(way, self.tls) for way in ways]
         self.began = time.monotonic() if self.began is None else self.began
-        end, told = self.began + self.patience[name], False
+        end, told, begun = self.began + self.patience[name], False, time.monotonic()
 
         def pause(seconds: float) -> None:
             nonlocal told
-            if not told:
+            if not told and time.monotonic() - begun >= QUIET:
+                told = True
                 minutes = self.patience[name] / 60
                 text = f"volume {name}: no key service answers yet; it is asked again for up to {minutes:.0f} minutes"
                 say("HPL18001W", text)
-            told = True
             time.sleep(seconds)
 
         try:
