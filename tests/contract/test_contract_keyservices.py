@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
@@ -9,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from casemate.contract.errors import KeyServiceError
-from casemate.contract.keyservices import patience, read_services
+from casemate.contract.keyservices import patience, read_address, read_services
 
 INSTANCE, KEY = "11111111-2222-3333-4444-555555555555", "66666666-7777-8888-9999-000000000000"
 
@@ -60,6 +61,42 @@ def test_a_service_is_where_crn_and_type_say(service: str, how: str, host: str, 
     assert (way.host, way.port, way.iam[0], way.iam[1]) == (host, port, iam, port)
     assert (way.instance, way.key, way.api_key) == (INSTANCE, KEY, "MARK-api-key")
     assert "MARK" not in repr(way)
+
+
+def test_the_broker_is_asked_where_an_instance_may_have_a_port() -> None:
+    ways = read_services([entry(), entry(type="private"), entry(crn=crn("kms")), entry(type="https://k:1")])
+    broker = ("us-south.broker.hs-crypto.cloud.ibm.com", 443)
+    assert [(way.broker, way.private) for way in ways] == [
+        (broker, False),
+        (broker, True),
+        (None, False),
+        (None, False),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("kms", "address"),
+    [
+        ({"public": "api.eu-de.hs-crypto.cloud.ibm.com:8992"}, ("api.eu-de.hs-crypto.cloud.ibm.com", 8992)),
+        ({"public": "https://x.api.eu-de.hs-crypto.appdomain.cloud"}, ("x.api.eu-de.hs-crypto.appdomain.cloud", 443)),
+        ({"private": "api.private.eu-de.hs-crypto.cloud.ibm.com:1"}, None),
+        ({"public": "evil.example:443"}, None),
+        ({"public": "hs-crypto.cloud.ibm.com.evil.example"}, None),
+        ({"public": "evil.example/.hs-crypto.cloud.ibm.com"}, None),
+        ({"public": "api.eu-de.hs-crypto.cloud.ibm.com:0"}, None),
+        ({"public": 5}, None),
+        ({"public": None}, None),
+        ([], None),
+        (None, None),
+    ],
+)
+def test_of_a_brokers_answer_only_an_address_of_ibms_counts(kms: object, address: tuple[str, int] | None) -> None:
+    assert read_address(json.dumps({"kms": kms}).encode(), private=False) == address
+
+
+@given(st.binary(max_size=100))
+def test_any_answer_of_a_broker_is_read(answer: bytes) -> None:
+    assert read_address(answer, private=True) is None
 
 
 def test_the_order_of_the_entries_is_kept() -> None:

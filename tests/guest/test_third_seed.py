@@ -13,11 +13,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from casemate.contract import keyservices
 from casemate.contract.keyservices import read_services
 from casemate.contract.passphrase import passphrase
 from casemate.demo.keyservice import KeyServer
@@ -516,6 +518,27 @@ def test_an_answer_that_is_none_counts_as_away(
 def protect(keys: KeyServer, authority: Authority, key: str) -> KeyProtect:
     cacerts = [{"keys": base64.b64encode(authority.certificate).decode()}]
     return KeyProtect(read_services([keys.entry(key)])[0], thirdseed.tls({"cacerts": cacerts}))
+
+
+def test_an_instance_is_where_its_broker_says_and_else_where_its_name_says(
+    keys: KeyServer, authority: Authority, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    context = thirdseed.tls({"cacerts": [{"k": base64.b64encode(authority.certificate).decode()}]})
+    [way] = read_services([keys.entry(keys.create())])
+    lost = replace(way, port=9, broker=("127.0.0.1", keys.port))
+    keys.brokered["public"] = f"127.0.0.1:{keys.port}"
+    with pytest.raises(KeyAwayError):
+        KeyProtect(lost, context).version()  # an address that is none of IBM's
+    monkeypatch.setattr(keyservices, "_IBM", ("127.0.0.1",))
+    service = KeyProtect(lost, context)
+    assert service.version() and service.place == f"127.0.0.1:{keys.port}"
+    with pytest.raises(KeyAwayError):
+        KeyProtect(replace(lost, private=True), context).version()
+    unknown = replace(way, key="0" * 36, broker=("127.0.0.1", 9))  # a broker that is away: a 404 may be of anyone
+    with pytest.raises(KeyAwayError, match="the broker does not say"):
+        KeyProtect(unknown, context).version()
+    with pytest.raises(KeyRevokedError):
+        KeyProtect(replace(unknown, broker=("127.0.0.1", keys.port)), context).version()
 
 
 @pytest.mark.parametrize(

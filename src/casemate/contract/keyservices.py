@@ -11,15 +11,21 @@ An entry names a root key by its CRN, ten parts between colons:
 ``https://HOST`` or ``https://HOST:PORT``, which gives access tokens too. (IBM's instances that have a port of their own are named
 so as well; their tokens are IBM's.) Other tools take any text as ``type``, so such a contract has the form that they know.
 
+Older instances of Hyper Protect Crypto Services have an address with a port, which no CRN has. The region's broker knows it:
+
+    read_address(answer, private=False)     # of GET https://REGION.broker.hs-crypto.cloud.ibm.com/crypto_v2/instances/INSTANCE
+
 Source: IBM Cloud documentation, "About the contract" (``kms``), "Regions and endpoints" of Hyper Protect Crypto Services
-and of Key Protect, "Cloud Resource Names".
+and of Key Protect, "Cloud Resource Names"; the broker's answer: IBM's public clients of Key Protect (``kms.public``,
+``kms.private``).
 """
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from casemate.contract.errors import KeyServiceError
@@ -31,14 +37,19 @@ _CRN = re.compile(
     rf"crn:v1:{_PART}{{1,32}}:{_PART}{{1,32}}:(?P<service>{_PART}{{1,32}}):(?P<region>[a-z0-9-]{{0,32}}):{_PART}{{0,64}}"
     r":(?P<instance>[A-Za-z0-9-]{1,64}):key:(?P<key>[A-Za-z0-9-]{1,64})"
 )
-_URL = re.compile(r"https://(?P<host>[A-Za-z0-9]([A-Za-z0-9.-]{0,251}[A-Za-z0-9])?)(:(?P<port>[0-9]{1,5}))?/?")
+_HOST_PORT = r"(?P<host>[A-Za-z0-9]([A-Za-z0-9.-]{0,251}[A-Za-z0-9])?)(:(?P<port>[0-9]{1,5}))?/?"
+_URL = re.compile(f"https://{_HOST_PORT}")
+_ADDRESS = re.compile(f"(https://)?{_HOST_PORT}")
 _IBM = (".hs-crypto.cloud.ibm.com", ".hs-crypto.appdomain.cloud", ".kms.cloud.ibm.com")
 _API_KEY = re.compile(r"[!-~]{1,512}")
 
 
 @dataclass(frozen=True, slots=True)
 class KeyWay:
-    """A root key and one way to it. ``host``, ``port``: of the service; ``iam``: host and port that give access tokens."""
+    """A root key and one way to it. ``host``, ``port``: of the service; ``iam``: host and port that give access tokens.
+
+    ``broker``: host and port that know a better address, where there is one; ``private``: which of the two that it has.
+    """
 
     crn: str
     instance: str
@@ -47,6 +58,8 @@ class KeyWay:
     port: int
     iam: tuple[str, int]
     api_key: str = field(repr=False)
+    broker: tuple[str, int] | None = None
+    private: bool = False
 
 
 def read_services(entries: Any) -> list[KeyWay]:
@@ -67,7 +80,24 @@ def _way(number: int, entry: Any) -> KeyWay:
     if not _API_KEY.fullmatch(entry["apiKey"]):
         raise KeyServiceError(f"kms[{number}].apiKey has characters that no API key has, or is empty")
     host, port, iam = _reached(number, crn, entry["type"])
-    return KeyWay(entry["crn"], crn["instance"], crn["key"], host, port, iam, entry["apiKey"])
+    way = KeyWay(entry["crn"], crn["instance"], crn["key"], host, port, iam, entry["apiKey"])
+    if crn["service"] == "hs-crypto" and entry["type"] in ("public", "private"):
+        broker = (f"{crn['region']}.broker.hs-crypto.cloud.ibm.com", 443)
+        way = replace(way, broker=broker, private=entry["type"] == "private")
+    return way
+
+
+def read_address(answer: bytes, private: bool) -> tuple[str, int] | None:
+    """Return the host and port of an instance that a broker's answer has; ``None`` where it has none of IBM's."""
+    try:
+        text = json.loads(answer)["kms"]["private" if private else "public"]
+        found = _ADDRESS.fullmatch(text)
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return None
+    if found is None or not found["host"].lower().endswith(_IBM):
+        return None
+    port = int(found["port"] or 443)
+    return (found["host"].lower(), port) if 0 < port < 65536 else None
 
 
 def _reached(number: int, crn: re.Match[str], how: str) -> tuple[str, int, tuple[str, int]]:

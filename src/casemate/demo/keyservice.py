@@ -75,6 +75,8 @@ class KeyServer:
     requests: list[str] = field(default_factory=list)
     answers: deque[Answer] = field(default_factory=deque)
     tokens: dict[str, float] = field(default_factory=dict, repr=False)
+    brokered: dict[str, str] = field(default_factory=dict)
+    """The addresses that it gives as a broker, by network."""
     lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
     @classmethod
@@ -221,6 +223,8 @@ class KeyServer:
         access = request.headers.get("Authorization", "").removeprefix("Bearer ")
         if self.tokens.get(access, 0.0) < time.monotonic():
             raise _Refusal(401, "UNAUTHORIZED_ERR")
+        if request.path == f"/crypto_v2/instances/{self.instance}" and self.brokered:
+            return 200, {"instance_id": self.instance, "kms": self.brokered}
         if request.headers.get("Bluemix-Instance") != self.instance:
             raise _Refusal(404, "INSTANCE_NOT_FOUND_ERR")
         path = _PATH.fullmatch(request.path)

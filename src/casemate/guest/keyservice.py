@@ -8,8 +8,10 @@ of IBM Key Protect, which Hyper Protect Crypto Services has too, and ``casemate.
     POST /api/v2/keys/KEY/actions/unwrap      {"ciphertext", "aad"}                     -> {"plaintext", "keyVersion"}
     POST /api/v2/keys/KEY/actions/rewrap      {"ciphertext", "aad"}                     -> {"ciphertext"}
 
-each with ``Authorization: Bearer TOKEN`` and ``Bluemix-Instance: INSTANCE``. ``aad`` binds what is wrapped to its volume: the
-service refuses to unwrap it for another. GREP11 would be a second kind; there is none yet.
+    GET  https://BROKER/crypto_v2/instances/INSTANCE                                    the address of the instance
+
+each with ``Authorization: Bearer TOKEN``, all but the last with ``Bluemix-Instance: INSTANCE``. ``aad`` binds what is wrapped to
+its volume: the service refuses to unwrap it for another. GREP11 would be a second kind; there is none yet.
 
 Source: IBM Cloud documentation, API reference of Key Protect and of Hyper Protect Crypto Services; "Wrapping keys",
 "Unwrapping keys", "Rewrapping keys", "Key states".
@@ -30,7 +32,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 
-from casemate.contract.keyservices import KeyWay
+from casemate.contract.keyservices import KeyWay, read_address
 from casemate.guest.conversation import Refused, ask, token
 
 LARGEST_ANSWER = 64 << 10
@@ -94,6 +96,7 @@ class KeyProtect:
     def __init__(self, way: KeyWay, tls: ssl.SSLContext) -> None:
         self._way, self._tls = way, tls
         self._token, self._until = "", 0.0
+        self._host, self._port, self._sure = way.host, way.port, way.broker is None
 
     @property
     def key(self) -> str:
@@ -103,7 +106,7 @@ class KeyProtect:
     @property
     def place(self) -> str:
         """Host and port."""
-        return f"{self._way.host}:{self._way.port}"
+        return f"{self._host}:{self._port}"
 
     def version(self) -> str:
         """Ask for the key's metadata."""
@@ -159,8 +162,22 @@ class KeyProtect:
             self._until = time.monotonic() + life * 0.8
         return self._token
 
+    def _locate(self) -> None:
+        """Ask the broker where the instance is. Where it does not say, the address that follows from the name stays."""
+        if self._sure or self._way.broker is None:
+            return
+        headers = {"Authorization": f"Bearer {self._access()}", "Accept": "application/json"}
+        path = f"/crypto_v2/instances/{self._way.instance}"
+        try:
+            answer = ask(self._tls, "GET", *self._way.broker, path, headers, b"", LARGEST_ANSWER)
+        except Refused:
+            return
+        if (found := read_address(answer, self._way.private)) is not None:
+            self._host, self._port, self._sure = *found, True
+
     def _ask(self, method: str, what: str, **values: Any) -> dict[str, Any]:
         """Ask about the key; return the answer, a JSON object."""
+        self._locate()
         headers = {
             "Authorization": f"Bearer {self._access()}",
             "Bluemix-Instance": self._way.instance,
@@ -169,9 +186,11 @@ class KeyProtect:
         }
         path, body = f"/api/v2/keys/{self._way.key}/{what}", json.dumps(values).encode() if values else b""
         try:
-            found = ask(self._tls, method, self._way.host, self._way.port, path, headers, body, LARGEST_ANSWER)
+            found = ask(self._tls, method, self._host, self._port, path, headers, body, LARGEST_ANSWER)
         except Refused as refused:
             text = f"{self.place}: {refused.reason}"
+            if refused.status in (404, 410) and not self._sure:
+                raise KeyAwayError(f"{text}, and the broker does not say whether it is the instance") from None
             if refused.status in (404, 410):
                 raise KeyRevokedError(f"{text} (the key is gone)") from None
             if 400 <= refused.status < 500 and refused.status not in (408, 425, 429):

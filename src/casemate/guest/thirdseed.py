@@ -21,7 +21,6 @@ import ssl
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, TypeVar
 
 from casemate.contract.errors import KeyServiceError
@@ -43,7 +42,6 @@ from casemate.luks.wrappedseed import FoundSeed, WrappedSeed, copy_of, read_wrap
 SIZE = 32
 QUIET = 15.0
 """Seconds in which it is not told that a service does not answer: the network may just be coming up."""
-ROOTS = Path("/etc/ssl/certs/ca-certificates.crt")
 Answer = TypeVar("Answer")
 
 
@@ -192,7 +190,7 @@ class ThirdSeeds:
 
 def tls(env: Mapping[str, Any]) -> ssl.SSLContext:
     """Return how key services are verified: by the authorities of the image, and ``cacerts`` of ``env``."""
-    from casemate.guest.logging import trusted
+    from casemate.guest.logging import ROOTS, trusted
 
     try:
         return ssl.create_default_context(cadata=trusted(env, ROOTS.read_bytes()).decode("ascii", "replace"))
