@@ -379,10 +379,15 @@ def test_a_cut_between_any_two_writes_leaves_a_volume_that_the_next_start_opens(
         storage.carry_out(plan)
     monkeypatch.setattr(storage, "write", real)
     states.append(volumes.read(disk.path, 0, 102 * MIB))
-    end = Path(disk.path).read_bytes()[102 * MIB :]
+    end = volumes.read(disk.path, disk.size - MIB, MIB)
     opened = 0
     for content in dict.fromkeys(states):
-        Path(disk.path).write_bytes(content + (end if content == states[-1] else bytes(len(end))))
+        with Path(disk.path).open("r+b") as file:
+            file.write(content)
+            file.truncate()
+            file.truncate(disk.size)
+        if content == states[-1]:
+            put(disk, disk.size - MIB, end)
         if not rotated and content[METADATA_START : METADATA_START + 512] != BEING_MADE and content != states[-1]:
             continue  # before the mark stands, and where half of it does: an empty disk
         [plan] = world.look(kms)
@@ -645,6 +650,32 @@ def test_a_seed_that_can_not_be_wrapped_anew_stops_and_the_old_one_stays(
 
     keys._keys = failing  # type: ignore[method-assign]
     assert world.stopped([keys.entry(key)]).id == "HPL18002E"
+
+
+def test_a_generation_that_can_not_grow_stops_and_does_not_begin_anew(
+    world: World, keys: KeyServer, made: tuple[Disk, str]
+) -> None:
+    """The infrastructure can write it: it costs the rotation, not the volume."""
+    disk, key = made
+    found = read_wrapped(area(disk))
+    assert found is not None
+    for at in COPIES:
+        put(disk, METADATA_START + at, copy_of(replace(found.seed, generation=(1 << 64) - 1)))
+    world.start([keys.entry(key)])
+    keys.rotate(key)
+    assert world.stopped([keys.entry(key)]).id == "HPL18007E"
+
+
+def test_a_disk_that_takes_no_write_stops_before_the_headers(
+    world: World, keys: KeyServer, made: tuple[Disk, str]
+) -> None:
+    disk, key = made
+    keys.rotate(key)
+    [plan] = world.look([keys.entry(key)])
+    Path(disk.path).unlink()
+    with pytest.raises(Stop) as stop:
+        storage.carry_out(plan)
+    assert stop.value.id == "HPL07007E"
 
 
 def test_an_authority_that_is_none_stops(world: World, keys: KeyServer) -> None:
