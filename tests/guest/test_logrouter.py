@@ -17,21 +17,20 @@ from hypothesis import strategies as st
 
 from casemate.demo.logservers import CloudLogs, status
 from casemate.demo.pki import Authority
+from casemate.guest import conversation, logrouter, state
 from casemate.guest import logging as guest_logging
-from casemate.guest import logrouter, state
+from casemate.guest.conversation import Refused, read_token
 from casemate.guest.logrouter import (
     LARGEST_LINE,
     LARGEST_TEXT,
     Entry,
     Lines,
-    Refused,
     Router,
     Sender,
     batches,
     deliver,
     entry,
     lost,
-    read_token,
 )
 from casemate.guest.report import Stop
 
@@ -274,7 +273,7 @@ def test_a_line_that_the_backend_never_takes_is_left_out_and_the_others_arrive(
 
 @pytest.mark.components
 def test_answers_without_end_are_left(router: Router, logs: CloudLogs, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(logrouter, "CONVERSATION", 1.5)
+    monkeypatch.setattr(conversation, "CONVERSATION", 1.5)
 
     def endless_body(request: http.server.BaseHTTPRequestHandler) -> None:
         request.send_response(200)

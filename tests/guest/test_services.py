@@ -111,6 +111,18 @@ def test_seeds_are_in_one_file_and_no_other(guest: Path, pair: Pair) -> None:
     ]
 
 
+def test_api_keys_of_key_services_are_in_one_file_and_no_other(guest: Path, pair: Pair) -> None:
+    full, crn = env(pair), "crn:v1:bluemix:public:kms:eu-de:a/1:22222222-aaaa:key:33333333-bbbb"
+    full["volumes"]["data"] |= {"kms": [{"apiKey": "MARKapikey", "crn": crn, "type": "public"}], "kmsTimeout": 5}
+    deliver(workload(), full)
+    contract.service()
+    held = [name for name, content in everything(guest).items() if b"MARKapikey" in content]
+    assert held == ["run/casemate/keyservices.json"]
+    assert (guest / held[0]).stat().st_mode & 0o777 == 0o600
+    lukspassphrase.service()
+    assert [path.name for path in state.PASSPHRASES.iterdir()] == ["data.seeds"]  # none without the third
+
+
 def test_what_workloads_may_read_has_no_seed_no_password_and_no_private_key(guest: Path, pair: Pair) -> None:
     mark = "MARKsecret"
     full = env(pair)
@@ -434,6 +446,9 @@ def test_no_container_starts_while_seeds_or_passphrases_are_there(guest: Path) -
     state.write_json(state.SEEDS, {})
     assert stopped(container.service).id == "HPL08006E"
     state.SEEDS.unlink()
+    state.write_json(state.KEY_SERVICES, {})
+    assert stopped(container.service).id == "HPL08006E"
+    state.KEY_SERVICES.unlink()
     state.write(state.PASSPHRASES / "data", "x")
     assert stopped(container.service).id == "HPL08006E"
 
@@ -453,11 +468,16 @@ def test_directories_are_made_and_a_link_on_the_way_is_refused(tmp_path: Path) -
     assert list((tmp_path / "secret").iterdir()) == []
 
 
-def test_a_third_seed_is_never_left_out_in_silence(pair: Pair) -> None:
-    for name, value in (("kms", [{"apiKey": "k", "crn": "c", "type": "public"}]), ("uv-secret-id", "index-1")):
+def test_a_third_seed_is_never_left_out_in_silence(guest: Path, pair: Pair) -> None:
+    for name, value in (
+        ("kms", [{"apiKey": "k", "crn": "c", "type": "public"}]),
+        ("uv-secret-id", "index-1"),
+        ("grep11", {"address": "a"}),
+    ):
         asked = env(pair)
         asked["volumes"]["data"][name] = value
-        assert stopped(contract.refuse_third_seeds, asked).id == "HPL07001E"
+        deliver(workload(), asked)
+        assert stopped(contract.service).id == "HPL07001E"
 
 
 def test_volumes_are_found_by_the_mount_point_of_the_contract() -> None:

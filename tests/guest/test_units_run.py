@@ -41,12 +41,14 @@ pytestmark = pytest.mark.skipif(
 class Run:
     """A start of the layer under a systemd of its own."""
 
-    def __init__(self, directory: Path, fails: str = "", network_config: bool = False, expiry: bool = False) -> None:
+    def __init__(
+        self, directory: Path, fails: str = "", network_config: bool = False, expiry: bool = False, keys: bool = False
+    ) -> None:
         self.said = directory / "said"
         self.state = directory / "state"
         self.fails = fails
         (self.state / "logging").mkdir(parents=True)
-        for name, wanted in (("network-config", network_config), ("expiry.json", expiry)):
+        for name, wanted in (("network-config", network_config), ("expiry.json", expiry), ("keycheck.json", keys)):
             if wanted:
                 (self.state / name).touch()
         sender = fails if fails in SENDERS else "hpl-rsyslog"
@@ -166,7 +168,7 @@ def test_all_services_start_and_success_is_said_last(tmp_path: Path) -> None:
 def test_without_network_config_nothing_runs_for_it_and_the_rest_does(tmp_path: Path) -> None:
     with running(tmp_path) as run:
         ran = run.wait_for("hpl-catch-success")
-    assert "hpl-network-config" not in ran and "hpl-expiry" not in ran
+    assert not {"hpl-network-config", "hpl-expiry", "hpl-key-check"} & set(ran)
     assert set(START) - {"hpl-network-config", "hpl-logrouter"} <= set(ran)
 
 
@@ -190,6 +192,12 @@ def test_the_end_of_a_contract_reaches_the_catch_while_the_machine_runs(tmp_path
     with running(tmp_path, fails="hpl-expiry", expiry=True) as run:
         ran = run.wait_for("hpl-catch-failure")
     assert "hpl-catch-success" in ran and ran.index("hpl-expiry") < ran.index("hpl-catch-failure")
+
+
+def test_the_end_of_a_key_reaches_the_catch_while_the_machine_runs(tmp_path: Path) -> None:
+    with running(tmp_path, fails="hpl-key-check", keys=True) as run:
+        ran = run.wait_for("hpl-catch-failure")
+    assert ran.index("hpl-storage") < ran.index("hpl-key-check") < ran.index("hpl-catch-failure")
 
 
 def test_a_crash_of_rsyslog_starts_it_again_and_nothing_else_and_the_fifth_stops_the_machine(tmp_path: Path) -> None:

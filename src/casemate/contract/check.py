@@ -17,6 +17,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 from casemate.contract.admission import entries
@@ -52,7 +53,7 @@ _SYSTEM = re.compile(
 WARN_DAYS = 30
 """Certificates that expire sooner are told of."""
 
-_KEY_SERVICES = ("uv-secret-id", "kms", "grep11")
+_NOT_YET = ("uv-secret-id", "grep11")
 _PEM_KINDS = {
     "server": ("CERTIFICATE", "HPL01007E"),
     "cert": ("CERTIFICATE", "HPL01008E"),
@@ -87,7 +88,9 @@ def check_workload(workload: Section, env: Section | None = None) -> list[Proble
 
 def check_env(env: Section, *, now: datetime.datetime | None = None) -> list[Problem]:
     """Check an env section by itself."""
-    return _with_rules(_form("env", env), _syslog(env, now), _authorities(env, now), _signing_key(env, now))
+    return _with_rules(
+        _form("env", env), _key_services(env), _syslog(env, now), _authorities(env, now), _signing_key(env, now)
+    )
 
 
 def _with_rules(form: Iterable[Problem], *rules: Iterable[Problem]) -> list[Problem]:
@@ -306,6 +309,25 @@ def _workload_seeds(workload: Section) -> Iterator[Problem]:
             yield Problem(place, "is missing: a volume is opened with a seed of each party", id="HPL07001E")
 
 
+def _key_services(env: Section) -> Iterator[Problem]:
+    """Third seeds: what is supported is understood, and nothing else is passed over, or the passphrase would be weaker."""
+    for name, volume in _volumes(env).items():
+        for key in _NOT_YET:
+            if key in volume:
+                yield Problem(_place("env.volumes", [name, key]), "is not supported yet; use kms", id="HPL07001E")
+        if not {"kms", "kmsTimeout"} & volume.keys():
+            continue
+        from casemate.contract import keyservices
+
+        if "kms" in volume:
+            yield from _attempt(
+                _place("env.volumes", [name, "kms"]), "HPL07001E", partial(keyservices.read_services, volume["kms"])
+            )
+        yield from _attempt(
+            _place("env.volumes", [name, "kmsTimeout"]), "HPL07001E", partial(keyservices.patience, volume)
+        )
+
+
 def _partners(workload: Section, env: Section) -> Iterator[Problem]:
     """Each volume has a seed in both sections."""
     ours, theirs = _volumes(workload), _volumes(env)
@@ -316,9 +338,7 @@ def _partners(workload: Section, env: Section) -> Iterator[Problem]:
                 place = _place("workload.volumes", [name, "seed"] if "seed" in ours[name] else [name])
                 yield Problem(place, "has no partner: env has no seed for this volume", id="HPL07001E")
         elif "seed" not in given:
-            service = next((key for key in _KEY_SERVICES if key in given), None)
-            text = f"is missing; {service} in its place is not supported yet" if service else "is missing"
-            yield Problem(_place("env.volumes", [name, "seed"]), text, id="HPL07001E")
+            yield Problem(_place("env.volumes", [name, "seed"]), "is missing", id="HPL07001E")
     for name, volume in theirs.items():
         if name not in _mapping(workload.get("volumes")):
             near = _close_matches(name, list(ours))

@@ -53,6 +53,12 @@ class SeedError(ContractError):
     id = "CONTRACT-SEED"
 
 
+class KeyServiceError(ContractError):
+    """What a volume says of key services can't be understood."""
+
+    id = "CONTRACT-KEY-SERVICE"
+
+
 def printable(place: str) -> str:
     """Return a place fit for a message, whatever the names in it are made of."""
     return "".join(character if character.isprintable() else "?" for character in place)[:300]

@@ -42,13 +42,6 @@ def read_sections() -> tuple[dict[str, Any], dict[str, Any]]:
     return workload, env
 
 
-def refuse_third_seeds(env: dict[str, Any]) -> None:
-    """Stop where a volume names a key service: made without its share, the passphrase would be weaker than asked for."""
-    for name, volume in env.get("volumes", {}).items():
-        if further := sorted({"kms", "grep11", "uv-secret-id"} & volume.keys()):
-            raise Stop("HPL07001E", f"volume {name}: {', '.join(further)} is not supported yet")
-
-
 def take_seeds(workload: dict[str, Any], env: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """Remove the seeds from both sections and return them by volume."""
     seeds: dict[str, dict[str, Any]] = {}
@@ -58,6 +51,16 @@ def take_seeds(workload: dict[str, Any], env: dict[str, Any]) -> dict[str, dict[
                 if key in volume:
                     seeds.setdefault(name, {}).setdefault(key, {})[party] = volume.pop(key)
     return seeds
+
+
+def take_key_services(env: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Remove from ``env`` how the key services of volumes are reached, API keys included, and return it by volume."""
+    found = {}
+    for name, volume in env.get("volumes", {}).items():
+        asked = {key: volume.pop(key) for key in ("kms", "kmsTimeout") if key in volume}
+        if "kms" in asked:
+            found[name] = asked
+    return found
 
 
 def shown(workload: dict[str, Any], env: dict[str, Any]) -> dict[str, Any]:
@@ -103,8 +106,9 @@ def service() -> None:
     import json
 
     workload, env = read_sections()
-    refuse_third_seeds(env)
     seeds = take_seeds(workload, env)
+    if services := take_key_services(env):
+        state.write_json(state.KEY_SERVICES, services)
     state.write_json(state.SEEDS, seeds)
     state.write_json(state.SECTIONS / "workload.json", workload)
     state.write_json(state.SECTIONS / "env.json", env)

@@ -10,30 +10,27 @@ key". The rules that this module keeps:
   entry arrives at least once. What the journal had to drop meanwhile is counted and told (``HPL01012W``).
 - Key and token go to the two hosts of the configuration, over TLS that was verified, and nowhere else: no redirect is
   followed, no proxy asked. They are never said.
-- An answer is hostile: only its status, ``Retry-After`` and, of the token's answer, 64 KiB count; a conversation has 60
-  seconds. Whatever it is, the workload goes on, and delivery is tried again, at most every second, at least every minute.
+- Whatever the backend answers, the workload goes on, and delivery is tried again, at most every second, at least every minute.
 """
 
 from __future__ import annotations
 
 import functools
-import http.client
 import json
 import os
 import re
 import select
-import signal
 import ssl
 import subprocess
 import time
-import urllib.parse
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from casemate.guest import state
+from casemate.guest import conversation, state
+from casemate.guest.conversation import LONGEST_PAUSE, Refused, ask
 from casemate.guest.report import Stop, run, say
 
 DIRECTORY = state.RUN / "logging"
@@ -42,28 +39,15 @@ LARGEST_LINE = 1 << 20
 LARGEST_TEXT = 16 << 10
 """Characters of a line; the rest is cut off."""
 LARGEST_BATCH = 512 << 10
-LARGEST_ANSWER = 64 << 10
 ENTRIES = 500
-CONVERSATION = 60.0
 GATHER = 1.0
 """Seconds in which lines are gathered, so that a machine that says little makes few connections."""
 STALE = 2.0
 """Seconds that a batch may wait before the journal is opened anew."""
-LONGEST_PAUSE = 60.0
 IAM_PORT = 443
 FIELDS = "MESSAGE,PRIORITY,SYSLOG_IDENTIFIER,_HOSTNAME,CONTAINER_NAME,CONTAINER_ID,CONTAINER_TAG"
 _SEVERITY = (6, 6, 6, 5, 4, 3, 3, 1)
 """Of syslog's 0 to 7 to Critical 6, Error 5, Warn 4, Info 3, Verbose 2, Debug 1."""
-
-
-class Refused(Exception):
-    """The backend did not take a batch. ``status``: 0 where no answer came; ``pause``: seconds that it asks for."""
-
-    def __init__(self, status: int, reason: str, pause: float = 0.0) -> None:
-        super().__init__(reason)
-        self.status = status
-        self.reason = reason
-        self.pause = pause
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,49 +127,9 @@ def notice(text: str) -> bytes:
 # ------------------------------------------------------------------------------------------------- the conversation
 
 
-@contextmanager
-def _deadline(seconds: float) -> Iterator[None]:
-    """Bound a whole conversation: a peer that sends a byte now and then would pass every timeout of a socket."""
-
-    def over(_signal: int, _frame: object) -> None:
-        raise TimeoutError("the conversation took too long")
-
-    before = signal.signal(signal.SIGALRM, over)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
-
-
 @functools.cache
 def _context(authorities: str) -> ssl.SSLContext:
     return ssl.create_default_context(cafile=authorities)
-
-
-def _post(router: Router, host: str, port: int, path: str, headers: dict[str, str], body: bytes, want: int) -> bytes:
-    """Send one request; return at most ``want`` bytes of a good answer. Raises :class:`Refused` for all others."""
-    try:
-        context = _context(router.authorities)
-        connection = http.client.HTTPSConnection(host, port, timeout=CONVERSATION / 3, context=context)
-        with _deadline(CONVERSATION):
-            try:
-                connection.request("POST", path, body, {"User-Agent": "casemate", "Connection": "close", **headers})
-                answer = connection.getresponse()
-                if 200 <= answer.status < 300:
-                    return answer.read(want) if want else b""
-            finally:
-                connection.close()
-    except ssl.SSLCertVerificationError as error:
-        raise Refused(0, f"it is not {host}: {error.verify_message}") from None
-    except OSError as error:
-        raise Refused(0, f"it can't be reached: {error.strerror or type(error).__name__}") from None
-    except (http.client.HTTPException, ValueError) as error:
-        raise Refused(0, f"its answer is none: {type(error).__name__}") from None
-    pause = answer.headers.get("Retry-After", "")
-    seconds = min(float(pause), 5 * LONGEST_PAUSE) if re.fullmatch("[0-9]{1,9}", pause) else 0.0
-    raise Refused(answer.status, f"it answers {answer.status}", seconds)
 
 
 class Sender:
@@ -207,7 +151,8 @@ class Sender:
         body = b"[" + b",".join(entries) + b"]"
         headers = {"Content-Type": "application/json", "Authorization": f"Bearer {self._access()}"}
         try:
-            _post(self._router, self._router.host, self._router.port, "/logs/v1/singles", headers, body, 0)
+            tls = _context(self._router.authorities)
+            ask(tls, "POST", self._router.host, self._router.port, "/logs/v1/singles", headers, body)
         except Refused as refused:
             if refused.status in (401, 403):
                 self._token = ""
@@ -222,27 +167,10 @@ def iam_of(host: str) -> str:
 def token(router: Router) -> tuple[str, float]:
     """Ask for an access token; return it and its life in seconds. Raises :class:`Refused`."""
     host, port = router.iam or (iam_of(router.host), IAM_PORT)
-    form = {"grant_type": "urn:ibm:params:oauth:grant-type:apikey", "apikey": router.key}
-    headers = {"Content-Type": "application/x-www-form-urlencoded", "Accept": "application/json"}
     try:
-        answer = _post(
-            router, host, port, "/identity/token", headers, urllib.parse.urlencode(form).encode(), LARGEST_ANSWER
-        )
+        return conversation.token(_context(router.authorities), host, port, router.key)
     except Refused as refused:
         raise Refused(0, f"no access token from {host}: {refused.reason}", refused.pause) from None
-    return read_token(answer)
-
-
-def read_token(answer: bytes) -> tuple[str, float]:
-    """Read the answer to a request for a token. Raises :class:`Refused`."""
-    try:
-        values = json.loads(answer)
-        access, life = values["access_token"], values.get("expires_in", 3600)
-        if isinstance(access, str) and re.fullmatch("[!-~]{1,16384}", access) and isinstance(life, int):
-            return access, float(min(max(life, 60), 3600))
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        pass
-    raise Refused(0, "the answer to the request for an access token is none")
 
 
 def probe(router: Router) -> None:

@@ -4,7 +4,9 @@
 ``hpl-lukspassphrase`` is done), ``passphrases/`` (gone when ``hpl-volumes`` is done), ``headers/`` (of the volumes, stays; they
 stand on the disks as well), ``auth.json``, ``certificates/`` and ``images.json``, which says what is pulled (gone when
 ``hpl-image`` has pulled), ``sections/workload.json`` and ``sections/env.json`` (without seeds) and ``environment.json`` (the
-merged variables; all three gone before the first container starts). ``expiry.json`` stays: when the contract ends.
+merged variables; all three gone before the first container starts). ``expiry.json`` stays: when the contract ends. Where volumes
+have a third seed: ``keyservices.json``, how to reach the key services (gone when ``hpl-volumes`` is done), and ``keycheck.json``,
+which stays: what of it ``hpl-key-check`` needs, API keys included, and ``keycheck.said``, what it has told of.
 """
 
 from __future__ import annotations
@@ -19,6 +21,9 @@ RUN = Path("/run/casemate")
 CONTRACT = RUN / "contract"
 SECTIONS = RUN / "sections"
 SEEDS = RUN / "seeds.json"
+KEY_SERVICES = RUN / "keyservices.json"
+KEY_CHECK = RUN / "keycheck.json"
+KEY_SAID = RUN / "keycheck.said"
 ENVIRONMENT = RUN / "environment.json"
 PASSPHRASES = RUN / "passphrases"
 AUTH = RUN / "auth.json"

@@ -4,6 +4,7 @@ Until here no disk has been touched: every image has been admitted, every disk i
 A cut of the power at any moment leaves a volume that opens, or a disk that counts as empty (``docs/formats/luks.md``):
 
 - A new volume: a mark in one sector; the file system; the headers; the partition table; the mark is taken away.
+- A wrapped third seed stands twice, like the headers, and is written before them.
 - Headers change in one copy, then in the other; a key slot is added before another one goes.
 - A larger disk: what counts is computed from its size. The partition table tells others; the file system grows mounted.
 
@@ -48,6 +49,17 @@ def make(plan: Plan) -> None:
         write(plan.device, 0, b"")
     except OSError as error:
         raise Stop("HPL02005E", f"volume {plan.name}: {error}") from None
+
+
+def write_wrapped(plan: Plan) -> None:
+    """Write the wrapped third seed to the metadata partition: the copy that counts is written last."""
+    from casemate.luks import wrappedseed
+
+    try:
+        for offset, part in wrappedseed.in_order((HEADERS / f"{plan.name}.wrapped").read_bytes(), plan.wrapped or 0):
+            write(plan.path, offset, part)
+    except OSError as error:
+        raise Stop("HPL07007E", f"volume {plan.name}: its wrapped seed can't be written: {error.strerror}") from None
 
 
 def write_headers(plan: Plan) -> None:
@@ -111,6 +123,8 @@ def carry_out(plan: Plan) -> None:
     """Do all the writing for one volume, and mount it."""
     if plan.make:
         make(plan)
+    if plan.wrapped is not None:
+        write_wrapped(plan)
     write_headers(plan)
     if plan.start and not has_partition_table(plan):
         write_partition_table(plan)

@@ -17,6 +17,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from casemate.guest import kernel, state
 from casemate.guest.filesystems import LEAST, MIB, SUPERBLOCKS, filesystem_size, worth_growing
@@ -35,6 +36,9 @@ from casemate.luks.policy import (
     format_arguments,
     kdf_arguments,
 )
+
+if TYPE_CHECKING:
+    from casemate.guest.thirdseed import ThirdSeeds
 
 SMALLEST = 256 * MIB
 HEADERS = state.RUN / "headers"
@@ -84,6 +88,7 @@ class Plan:
     volume on a disk with partitions reaches to the end of the disk; its file system stops before the second partition
     table.
     ``steps``: files with headers to be written to the disk, in this order, each with the copy that counts before.
+    ``wrapped``: of a volume with a third seed whose wrapped form is to be written, the copy on the disk that counts before.
     ``make``: there is no file system yet. ``grow``: the file system is smaller than the volume.
     """
 
@@ -96,6 +101,7 @@ class Plan:
     filesystem: str
     mount: str
     steps: list[tuple[str, int]]
+    wrapped: int | None = None
     make: bool = False
     being_made: bool = False
     grow: bool = False
@@ -361,21 +367,29 @@ def service() -> None:
     """Match volumes and disks, open what is there, prepare what is to be made, forget the passphrases."""
     volumes = state.section("workload").get("volumes", {})
     HEADERS.mkdir(mode=0o700, parents=True, exist_ok=True)
-    state.write_json(PLANS, [asdict(plan) for plan in prepare(volumes)] if volumes else [])
+    third = None
+    if state.KEY_SERVICES.exists():
+        from casemate.guest.thirdseed import ThirdSeeds
+
+        third = ThirdSeeds.load()
+    state.write_json(PLANS, [asdict(plan) for plan in prepare(volumes, third)] if volumes else [])
+    if third is not None:
+        third.finish()
     if volumes:
         for file in list(state.PASSPHRASES.iterdir()):
             file.unlink()
         state.PASSPHRASES.rmdir()
 
 
-def prepare(volumes: dict[str, dict[str, str]]) -> list[Plan]:
+def prepare(volumes: dict[str, dict[str, str]], third: ThirdSeeds | None = None) -> list[Plan]:
     """Open every volume of the contract; return what is to be written, and stop where any disk is not as it should be."""
     found = [examine(disk) for disk in wait_for_disks(len(volumes))]
     made: dict[str, Plan] = {}
     for each in [each for each in found if each.headers is not None]:
         # A passphrase is slow to try. Disks mostly come in the order of the volumes that were made on them.
+        names = [name for name in volumes if name not in made and _has_passphrase(name, each, third)]
         for rolled, way in ((False, open_existing), (True, roll)):
-            for name in [name for name in volumes if name not in made]:
+            for name in names:
                 if (steps := way(name, each)) is not None:
                     made[name] = _existing(name, volumes[name], each, steps, rolled)
                     break
@@ -383,13 +397,43 @@ def prepare(volumes: dict[str, dict[str, str]]) -> list[Plan]:
                 continue
             break
         else:
+            if third is not None and each.start and any(name in third and name not in made for name in volumes):
+                third.explain(each.disk.name, wrapped_area(each.disk))
             raise Stop("HPL02003E", f"disk {each.disk.name} opens with no volume's seeds: it is another contract's")
     waiting, empty = [name for name in volumes if name not in made], [each for each in found if each.headers is None]
     if len(waiting) > len(empty):
         raise Stop("HPL02122E", f"no empty disk is left for {', '.join(waiting)}")
     for name, each in zip(waiting, empty, strict=False):
+        if third is not None and name in third:
+            third.make(name)
         made[name] = _new(name, volumes[name], each)
-    return [made[name] for name in volumes]
+    return [_with_third(made[name], third) for name in volumes]
+
+
+def wrapped_area(disk: kernel.Disk) -> bytes:
+    """Return the place of the metadata partition where a wrapped third seed stands."""
+    from casemate.luks.wrappedseed import AREA_SIZE, AREA_START
+
+    return read(disk.path, AREA_START, AREA_SIZE)
+
+
+def _has_passphrase(name: str, found: Found, third: ThirdSeeds | None) -> bool:
+    """Whether a volume can be on this disk: one with a third seed only where the disk has that, wrapped for it."""
+    if third is None or name not in third:
+        return True
+    return bool(found.start) and third.unwrap(name, wrapped_area(found.disk))
+
+
+def _with_third(plan: Plan, third: ThirdSeeds | None) -> Plan:
+    """Add to a plan what is to be written of a third seed."""
+    if third is None or plan.name not in third:
+        return plan
+    say("HPL07004I", f"Volume {plan.name} has a third seed, wrapped by the key service that the contract names.")
+    done = third.done[plan.name]
+    if done.copy is None:
+        return plan
+    state.write(HEADERS / f"{plan.name}.wrapped", done.copy)
+    return replace(plan, wrapped=done.counts)
 
 
 def _plan(name: str, volume: dict[str, str], found: Found, steps: list[tuple[str, int]], **more: bool) -> Plan:
