@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import base64
 import json
+import os
 import shutil
 import statistics
 import subprocess
@@ -161,6 +162,7 @@ def main() -> int:
             data = Data(directory / "data.img", 1 << 30)
             ours = Specification("bench-start", image, contract, data=(data,), memory_mib=1024, root_size=4 << 30)
             plain = plain_disk(directory, registry, reference)
+            os.sync()  # what was just made is written out before anything is measured
             times: dict[str, list[float]] = {"plain": [], "ours": [], "bootloader": []}
             for _ in range(ROUNDS):
                 times["plain"].append(start_plain(*plain, directory))
@@ -169,6 +171,8 @@ def main() -> int:
                 times["bootloader"].append(bootloader)
     medians = {key: statistics.median(values) for key, values in times.items()}
     ratio = medians["ours"] / medians["plain"]
+    for key, values in times.items():
+        print(f"# {key}: {', '.join(f'{value:.1f}' for value in values)} s")
     print(f"# medians of {ROUNDS}: " + ", ".join(f"{key} {value:.1f} s" for key, value in medians.items()))
     print(f"start/plain_debian: ratio {ratio:.2f} (target ≤ {TARGET})")
     print(f"bootloader: {medians['bootloader']:.1f} s (the original's hardware: {BOOTLOADER_TARGET:.0f} s)")
