@@ -30,7 +30,6 @@ from typing import Any
 from casemate.contract.errors import ImageError, KeyFileError
 from casemate.contract.images import Reference, parse_reference
 from casemate.contract.keys import first_block, kinds, pem_of
-from casemate.contract.tuf import common_names, read_pin
 
 HTTPS = re.compile(r"https://[A-Za-z0-9.-]+(:[0-9]{1,5})?(/[A-Za-z0-9._~/-]*)?")
 LARGEST_KEYRING = 1 << 20
@@ -111,6 +110,8 @@ def _entry(kind: str, name: str, value: Mapping[str, Any]) -> ImageKey:
 
 
 def _pinned(text: str, name: str) -> bytes:
+    from casemate.contract.tuf import common_names, read_pin  # late: most images have a digest and no key
+
     pem = pem_of(text)
     pin = read_pin(pem)
     if pin.certificate and common_names(pin) != [name]:
@@ -119,6 +120,8 @@ def _pinned(text: str, name: str) -> bytes:
 
 
 def _cosign(text: str) -> bytes:
+    from casemate.contract.tuf import read_pin
+
     pem = pem_of(text)
     if kinds(pem)[0] != "PUBLIC KEY":
         raise KeyFileError("not a public key", "give what `cosign generate-key-pair` writes to cosign.pub")

@@ -33,9 +33,8 @@ from casemate.contract.images import (
     services_images,
     variables,
 )
-from casemate.contract.keys import first_block, kinds, pem_of, validity
+from casemate.contract.keys import WARN_DAYS, first_block, kinds, load_public_key, pem_of, validity
 from casemate.contract.schema import fulfils, schema
-from casemate.contract.token import has_form, is_token, load_public_key, open_token
 from casemate.contract.workload import Places, Problems, Workload
 
 if TYPE_CHECKING:
@@ -50,8 +49,6 @@ Section = Mapping[str, Any]
 _SYSTEM = re.compile(
     r"/(proc|sys|dev|run|etc|usr|bin|sbin|lib|lib64|boot|tmp)(/.*)?|/var(/(lib|hyperprotect|log|tmp)(/.*)?)?"
 )
-WARN_DAYS = 30
-"""Certificates that expire sooner are told of."""
 
 _NOT_YET = ("uv-secret-id", "grep11")
 _PEM_KINDS = {
@@ -156,6 +153,8 @@ def check_any(
     now: datetime.datetime | None = None,
 ) -> list[Problem]:
     """Check a contract, or a section or token by itself; sections are told apart by the ``type`` that they have."""
+    from casemate.contract.token import is_token
+
     text = data[: 2 << 20].decode("utf-8", "replace").strip()
     if is_token(text):
         problems: list[Problem] = []
@@ -547,14 +546,14 @@ def _authorities(env: Section, now: datetime.datetime | None) -> Iterator[Proble
 
 
 def _signing_key(env: Section, now: datetime.datetime | None) -> Iterator[Problem]:
-    from casemate.contract.signature import read_signing_key, trusted
-
     place, text = "env.signingKey", env.get("signingKey")
     if isinstance(text, str):
         problems = list(_attempt(place, "HPL12003E", lambda: _load_signing_key(text, now)))
         if problems or now is None:
             yield from problems
             return
+        from casemate.contract.signature import read_signing_key, trusted  # late: a machine comes not so far
+
         try:
             key = trusted(read_signing_key(text), now)
         except ContractError as error:
@@ -634,6 +633,8 @@ def _opened(
     place: str, text: str, certificate: bytes | None, key: RSAPrivateKey | None, problems: list[Problem]
 ) -> bytes | None:
     """Return the plain text of a value, or ``None`` where it is sealed and stays so; tell of tokens."""
+    from casemate.contract.token import has_form, is_token, open_token
+
     if not is_token(text):
         return text.encode()
     if key is not None:

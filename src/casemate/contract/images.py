@@ -174,10 +174,10 @@ def workload_images(workload: Mapping[str, Any], env: Mapping[str, str]) -> dict
 
     Where an archive, a file in it or a template can't be read, that is an entry too. Raises nothing.
     """
-    from casemate.contract.play import read_play
-
     compose = workload.get("compose")
     if not isinstance(compose, dict):
+        from casemate.contract.play import read_play
+
         manifests, problems = read_play(workload.get("play"), env)
         errors = {each.where: ImageError(each.cause, where=each.where) for each in problems}
         return {**errors, **play_images(manifests)}

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 SMALLEST_KEY, LARGEST_KEY = 2048, 8192
 LARGEST_FILE = 64 << 10
+WARN_DAYS = 30
+"""Certificates that expire sooner are told of."""
 _PEM = re.compile(rb"-----BEGIN ([A-Z0-9 ]+)-----\s.*?-----END \1-----", re.DOTALL)
 
 

@@ -41,8 +41,6 @@ ROOT = "/sysroot"
 RECORD_PORT = "casemate.record"
 LEAST_MEMORY_MIB = 900
 CIDATA_LIMIT = 16 << 20
-EXPIRY_WARNING = 30 * 86400
-"""Seconds before the end of the encryption certificate in which every start warns of it."""
 PROBE = 64 << 10
 DEVELOPMENT = "DEVELOPMENT (software ultravisor: no protection from whoever owns the host)"
 
@@ -166,10 +164,12 @@ def open_contract(user_data: bytes, key_pem: bytes) -> Opened:
 
 def expiry(until: float, now: float) -> str | None:
     """Return what is to be said of the end of the encryption certificate, which came with the image; the machine goes on."""
+    from casemate.contract.keys import WARN_DAYS
+
     day = time.strftime("%Y-%m-%d", time.gmtime(until))
     if now > until:
         return f"# HPL12013W: the encryption certificate of this image expired on {day}; seal for a newer image"
-    if until - now < EXPIRY_WARNING:
+    if until - now < WARN_DAYS * 86400:
         return f"# HPL12011W: the encryption certificate of this image expires on {day}; seal for a newer image"
     return None
 

@@ -10,11 +10,10 @@ import datetime
 import shutil
 
 from casemate.contract.errors import KeyFileError, SignatureError
+from casemate.contract.keys import WARN_DAYS
 from casemate.contract.signature import SigningKey, read_signing_key, trusted, verify
 from casemate.guest import state
 from casemate.guest.report import Stop, run, say
-
-WARN_DAYS = 30
 
 
 def check_time(key: SigningKey, now: datetime.datetime) -> None:
