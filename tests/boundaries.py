@@ -19,9 +19,20 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-PURE = ("contract", "attestation", "secureexec", "luks", "certificates", "cidata", "approval", "errors", "secret")
+PURE = (
+    "contract",
+    "attestation",
+    "secureexec",
+    "luks",
+    "certificates",
+    "cidata",
+    "approval",
+    "errors",
+    "secret",
+    "strictjson",
+)
 OUTSIDE = ("image", "machine", "deploy", "build", "demo", "doctor", "cli")
-GUEST = ("guest", "contract", "attestation", "luks", "certificates", "cidata", "errors", "secret")
+GUEST = ("guest", "contract", "attestation", "luks", "certificates", "cidata", "errors", "secret", "strictjson")
 IN_THE_GUEST = {"cryptography", "yaml", "jsonschema"}
 HARMLESS = {
     "__future__", "base64", "binascii", "collections", "concurrent", "contextlib", "copy", "dataclasses", "datetime", "difflib",

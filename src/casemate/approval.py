@@ -36,6 +36,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from casemate import strictjson
 from casemate.errors import CasemateError
 
 REVIEWERS_FORMAT, FORMAT = "casemate-reviewers/1", "casemate-approval/1"
@@ -238,19 +239,12 @@ def _json(data: bytes, kind: str, what: str) -> dict[str, Any]:
     if len(data) > LARGEST:
         raise _error(kind, f"{len(data)} bytes are too many for a {what}", "is it the right file?")
     try:
-        document = json.loads(data.decode("utf-8"), object_pairs_hook=_once)
-    except (ValueError, RecursionError):
+        document = strictjson.loads(data)
+    except ValueError:
         document = None
     if not isinstance(document, dict):
         raise _error(kind, f"the {what} is no JSON object, or says something twice", "is it the right file?")
     return document
-
-
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        raise ValueError("a key stands twice")
-    return found
 
 
 def _decode(text: object) -> bytes:

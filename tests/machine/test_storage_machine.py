@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import os
-import socket
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from surroundings import PATIENCE, World, attempt
+from surroundings import PATIENCE, World, attempt, shell
 
 from casemate.demo import parties
 from casemate.demo.services import free_port
@@ -73,22 +72,7 @@ class Volumes:
 
 def ask(port: int, line: str) -> str:
     """Run a line of shell in the container."""
-    end = time.monotonic() + 60
-    while True:
-        try:
-            peer = socket.create_connection(("127.0.0.1", port), 10)
-            break
-        except OSError:
-            if time.monotonic() > end:
-                raise
-            time.sleep(0.5)
-    with peer:
-        peer.settimeout(120)
-        peer.sendall(f"( {line} ) 2>&1; echo ENDED; exit\n".encode())
-        parts = bytearray()
-        while not parts.endswith(b"ENDED\n") and (part := peer.recv(1 << 16)):
-            parts += part
-    return parts.decode().removesuffix("ENDED\n")
+    return shell(port, line, 120).decode()
 
 
 def until(machine: Machine, text: str, number: int = 1, patience: float = 120) -> str:

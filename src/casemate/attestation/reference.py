@@ -6,11 +6,10 @@ reference.values["root.tar.gz"]
 
 from __future__ import annotations
 
-import json
 import re
 from dataclasses import dataclass
-from typing import Any
 
+from casemate import strictjson
 from casemate.errors import CasemateError
 
 FORMAT = "casemate-reference-values/1"
@@ -39,8 +38,8 @@ def parse(data: bytes) -> Reference:
     if len(data) > LARGEST:
         raise ReferenceValuesError(f"{len(data)} bytes are too many for reference values", cure)
     try:
-        document = json.loads(data.decode("utf-8"), object_pairs_hook=_once)
-    except (ValueError, RecursionError):
+        document = strictjson.loads(data)
+    except ValueError:
         raise ReferenceValuesError("the reference values are not JSON, or say something twice", cure) from None
     if not isinstance(document, dict) or document.get("format") != FORMAT:
         raise ReferenceValuesError(f"not a file of the format {FORMAT}", cure)
@@ -57,10 +56,3 @@ def parse(data: bytes) -> Reference:
     if not (isinstance(version, str) and isinstance(arch, str) and len(version) < 40 and len(arch) < 40):
         raise ReferenceValuesError("version or architecture is not a short text", cure)
     return Reference(version, arch, values)
-
-
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    result = dict(pairs)
-    if len(result) != len(pairs):
-        raise ValueError("a key stands twice")
-    return result

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeVar
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
     from casemate.secureexec.hostkey import HostKey
 
 _FILE = click.Path(dir_okay=False)
-_Command = TypeVar("_Command", bound=Callable[..., object])
+_Result = TypeVar("_Result")
 
 _OPTIONS = (
     click.option(
@@ -63,11 +64,17 @@ class Documents:
     no_verify: bool
 
 
-def with_host_keys(command: _Command) -> _Command:
-    """Give a command the options; their values make a :class:`Documents`."""
+def with_host_keys(command: Callable[..., _Result]) -> Callable[..., _Result]:
+    """Give a command the options; it gets their values as one argument, ``documents``: :class:`Documents`."""
+
+    @functools.wraps(command)
+    def collected(**values: Any) -> _Result:
+        documents = Documents(**{each.name: values.pop(each.name) for each in fields(Documents)})
+        return command(documents=documents, **values)
+
     for option in reversed(_OPTIONS):
-        command = option(command)
-    return command
+        collected = option(collected)
+    return collected
 
 
 def load(documents: Documents) -> list[HostKey]:

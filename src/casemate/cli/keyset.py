@@ -24,12 +24,7 @@ def keyset() -> None:
 def create(
     file: Path,
     name: str | None,
-    host_keys: tuple[str, ...],
-    authorities: tuple[str, ...],
-    lists: tuple[str, ...],
-    signing: tuple[str, ...],
-    no_revocation_check: bool,
-    no_verify: bool,
+    documents: Documents,
     replace: bool,
     as_json: bool,
 ) -> None:
@@ -53,16 +48,16 @@ def create(
             "there is something already", "--replace takes its place", str(file), id="KEYSET-EXISTS"
         )
     # The rules about what goes with what, and the warnings, are those of every command that encrypts for hosts.
-    hostkeys.load(Documents(host_keys, authorities, lists, signing, no_revocation_check, no_verify))
+    hostkeys.load(documents)
     made = keysets.make(
         name or file.stem,
-        [(Path(path).name, read_input(path, hostkey.LARGEST_DOCUMENT)) for path in host_keys],
-        [read_input(path, LARGEST_BUNDLE) for path in authorities],
-        [read_input(path, LARGEST_CRL) for path in lists],
+        [(Path(path).name, read_input(path, hostkey.LARGEST_DOCUMENT)) for path in documents.host_keys],
+        [read_input(path, LARGEST_BUNDLE) for path in documents.authorities],
+        [read_input(path, LARGEST_CRL) for path in documents.lists],
         time=datetime.datetime.now(datetime.UTC),
-        signing=[read_input(path, LARGEST_BUNDLE) for path in signing],
-        verified=not no_verify,
-        revocation=not no_revocation_check,
+        signing=[read_input(path, LARGEST_BUNDLE) for path in documents.signing],
+        verified=not documents.no_verify,
+        revocation=not documents.no_revocation_check,
     )
     write_output(str(file), made.as_bytes())
     if as_json:

@@ -41,12 +41,7 @@ def pack(
     kernel: str,
     cmdline: str,
     initrd: str,
-    host_keys: tuple[str, ...],
-    authorities: tuple[str, ...],
-    lists: tuple[str, ...],
-    signing: tuple[str, ...],
-    no_revocation_check: bool,
-    no_verify: bool,
+    documents: Documents,
     stage3a: str | None,
     stage3b: str | None,
     output: str,
@@ -69,7 +64,7 @@ def pack(
         raise click.UsageError("--stage3a and --stage3b go together")
     from casemate.secureexec import image
 
-    hosts = load(Documents(host_keys, authorities, lists, signing, no_revocation_check, no_verify))
+    hosts = load(documents)
     for source in (kernel, initrd):
         if Path(source).exists() and Path(output).exists() and Path(source).samefile(output):
             raise click.UsageError(f"the image would take the place of {source}")
@@ -94,7 +89,7 @@ def pack(
     fingerprints = [host.fingerprint.hex() for host in hosts]
     facts = {"path": output, "size": packed.size, "tag": packed.tag.hex(), "hosts": fingerprints}
     if as_json:
-        _print_json({**facts, "host_keys_verified": not no_verify, "loaders": packed.loaders})
+        _print_json({**facts, "host_keys_verified": not documents.no_verify, "loaders": packed.loaders})
         return
     click.echo(f"{output}: {packed.size / 1e6:.1f} MB, tag {packed.tag.hex()}")
     for fingerprint in fingerprints:
@@ -195,12 +190,7 @@ def show(image: str, as_json: bool) -> None:
 @with_host_keys
 @click.option("--json", "as_json", is_flag=True, help="Print it as JSON.")
 def host_key(
-    host_keys: tuple[str, ...],
-    authorities: tuple[str, ...],
-    lists: tuple[str, ...],
-    signing: tuple[str, ...],
-    no_revocation_check: bool,
-    no_verify: bool,
+    documents: Documents,
     as_json: bool,
 ) -> None:
     """Verify host key documents as the tools for IBM Z do, and tell whose keys they are.
@@ -211,10 +201,10 @@ def host_key(
     casemate se host-key --host-key HKD-9175-02C25B8.crt \\
         --ca host-key-signing.crt --ca DigiCertCA.crt --crl signing.crl --crl DigiCertCA.crl
     """
-    hosts = load(Documents(host_keys, authorities, lists, signing, no_revocation_check, no_verify))
+    hosts = load(documents)
     if as_json:
         rows = [{"fingerprint": host.fingerprint.hex(), "valid_until": host.valid_until} for host in hosts]
-        _print_json({"verified": not no_verify, "hosts": rows})
+        _print_json({"verified": not documents.no_verify, "hosts": rows})
         return
     for host in hosts:
         click.echo(f"{host.fingerprint.hex()}  {f'until {host.valid_until}' if host.valid_until else 'a bare key'}")

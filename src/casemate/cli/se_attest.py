@@ -28,12 +28,7 @@ def attest() -> None:
 @click.option("--protection-key", "key", required=True, type=_FILE, help="Where the key that verifies goes: SECRET.")
 @click.option("-o", "--output", required=True, type=_FILE, help="Where the request goes.")
 def create(
-    host_keys: tuple[str, ...],
-    authorities: tuple[str, ...],
-    lists: tuple[str, ...],
-    signing: tuple[str, ...],
-    no_revocation_check: bool,
-    no_verify: bool,
+    documents: Documents,
     ask: tuple[str, ...],
     key: str,
     output: str,
@@ -48,7 +43,7 @@ def create(
     """
     from casemate.secureexec import attestation
 
-    hosts = load(Documents(host_keys, authorities, lists, signing, no_revocation_check, no_verify))
+    hosts = load(documents)
     flags = dict(zip(_ASK, attestation.ADDITIONAL, strict=True))
     request, protection_key = attestation.create(hosts, sum(flags[name] for name in set(ask)))
     write_output(key, protection_key, 0o600)

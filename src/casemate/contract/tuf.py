@@ -36,6 +36,7 @@ from typing import Any
 
 from casemate.contract.errors import KeyFileError, TrustError
 from casemate.contract.keys import LARGEST_KEY, SMALLEST_KEY, first_block, kinds, validity
+from casemate.strictjson import once
 
 LARGEST_FIRST, LARGEST_LISTED = 1 << 20, 8 << 20
 """Bytes: of root and timestamp, whose length nothing tells beforehand; of files whose length signed data tells."""
@@ -352,12 +353,6 @@ def _digests(signed: Mapping[str, Any]) -> dict[str, str]:
 
 def _parse(data: bytes, where: str) -> dict[str, Any]:
     """Parse JSON strictly: a key stands once, numbers are whole."""
-
-    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        items = dict(pairs)
-        if len(items) < len(pairs):
-            raise ValueError("a key that stands twice")
-        return items
 
     def refused(text: str) -> Any:
         raise ValueError("not a whole number")

@@ -239,9 +239,8 @@ class Podman:
         return None
 
 
-_ENGINE = {
-    "DISABLE_HC_SYSTEMD": "true"
-}  # health checks are ours to run: without this the engine wants systemd's timers
+# Health checks are ours to run: without this the engine wants systemd's timers.
+_ENGINE = {"DISABLE_HC_SYSTEMD": "true"}
 
 
 def podman(*arguments: str, stdin: bytes = b"", timeout: float = 600) -> str:

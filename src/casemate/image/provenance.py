@@ -25,6 +25,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from casemate import strictjson
 from casemate.approval import pae
 from casemate.errors import CasemateError
 
@@ -216,19 +217,12 @@ def _json(data: bytes, what: str) -> dict[str, Any]:
     if len(data) > LARGEST:
         raise _form(f"{len(data)} bytes are too many for a provenance {what}")
     try:
-        document = json.loads(data.decode("utf-8"), object_pairs_hook=_once)
-    except (ValueError, RecursionError):
+        document = strictjson.loads(data)
+    except ValueError:
         raise _form(f"the {what} is not JSON, or says something twice") from None
     if not isinstance(document, dict):
         raise _form(f"the {what} is not an object")
     return document
-
-
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    result = dict(pairs)
-    if len(result) != len(pairs):
-        raise ValueError("a key stands twice")
-    return result
 
 
 def _decode(text: object) -> bytes:

@@ -45,7 +45,7 @@ ARCHITECTURE_PACKAGES = {
     "s390x": ("linux-image-s390x", "containernetworking-plugins"),
 }
 
-GUEST_PARTS = ("__init__.py", "errors.py", "secret.py", "cidata.py")
+GUEST_PARTS = ("__init__.py", "errors.py", "secret.py", "cidata.py", "strictjson.py")
 GUEST_PACKAGES = ("contract", "attestation", "certificates", "luks", "guest")
 
 LEFT_OUT = """
