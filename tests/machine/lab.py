@@ -23,8 +23,7 @@ DRIVERS = ("dm-log-writes.ko",)
 INIT = """#!/usr/bin/python3 -IB
 import os, subprocess, sys
 from casemate.guest import kernel
-from casemate.guest.bootloader import BAKED, prepare
-prepare()
+kernel.finish(kernel.load_drivers(), "modprobe")
 for name in os.listdir("/lab/drivers"):
     subprocess.run(["insmod", f"/lab/drivers/{name}"], executable="/usr/bin/kmod", check=True)
 kernel.mount("/dev/vda", "/sysroot", "squashfs", kernel.MS_RDONLY)

@@ -1,4 +1,4 @@
-"""The bootloader: the first program inside the TEE, process 1 of the initrd (white paper, 4.2.1).
+"""The bootloader: the first program inside the TEE (white paper, 4.2.1); :mod:`casemate.guest.init` is the process that runs it.
 
 What it does, at every start, in this order; the first thing that does not hold stops the machine:
 
@@ -24,7 +24,6 @@ import json
 import os
 import re
 import socket
-import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,7 +36,6 @@ from casemate.guest.rootdisk import SMALLEST_ROOT_DISK, RootDisk, is_free
 from casemate.luks.policy import DATA_START
 
 BAKED = Path("/casemate")
-ROOT = "/sysroot"
 RECORD_PORT = "casemate.record"
 LEAST_MEMORY_MIB = 900
 CIDATA_LIMIT = 16 << 20
@@ -313,19 +311,8 @@ def become_root(root: str) -> NoReturn:
 # ---------------------------------------------------------------------------------------------- the story
 
 
-def prepare() -> None:
-    """Mount the kernel's own file systems and load the drivers."""
-    quiet = kernel.MS_NOSUID | kernel.MS_NODEV | kernel.MS_NOEXEC
-    for kind, target in (("proc", "/proc"), ("sysfs", "/sys")):
-        kernel.mount(kind, target, kind, quiet)
-    kernel.mount("devtmpfs", "/dev", "devtmpfs", kernel.MS_NOSUID, "mode=0755")
-    kernel.mount("tmpfs", "/run", "tmpfs", kernel.MS_NOSUID | kernel.MS_NODEV, "mode=0755,size=20%")
-    kernel.run("modprobe", "-a", *(BAKED / "drivers").read_text().split())
-
-
-def boot() -> None:
-    """Do everything of this module's list up to ``exec``."""
-    prepare()
+def boot(root_directory: str) -> None:
+    """Do everything of this module's list up to ``exec``. The kernel's file systems and the drivers are there."""
     image = json.loads((BAKED / "image.json").read_bytes())
     if (memory := kernel.memory_mib()) < LEAST_MEMORY_MIB:
         raise Stop("HPL11003E", f"the machine has {memory} MiB of memory, it needs a machine of 1024 MiB")
@@ -375,11 +362,11 @@ def boot() -> None:
     announce("# create root filesystem...")
     root.make_state()
     root.finish()
-    Path(ROOT).mkdir(exist_ok=True)
-    root.mount(ROOT)
+    Path(root_directory).mkdir(exist_ok=True)
+    root.mount(root_directory)
 
     announce("# run attestation...")
-    public = Path(ROOT, "var/hyperprotect")
+    public = Path(root_directory, "var/hyperprotect")
     (public / "cidata").mkdir(parents=True)
     for name in ("meta-data", "vendor-data"):
         (public / "cidata" / name).write_bytes(files[name])
@@ -394,27 +381,4 @@ def boot() -> None:
     announce("# finish root disk setup...")
     if "network-config" in files:
         (Path("/run/casemate") / "network-config").write_bytes(files["network-config"])
-
-
-def main() -> NoReturn:
-    """Process 1. Either becomes the root's systemd or says why not and switches the machine off."""
-    try:
-        boot()
-        announce("# HPL11099I: bootloader end")
-        become_root(ROOT)
-    except Stop as stop:
-        announce(f"# {stop.id}: {stop.detail}")
-    except BaseException as error:
-        frame = error.__traceback__
-        while frame is not None and frame.tb_next is not None:
-            frame = frame.tb_next
-        place = f"{frame.tb_frame.f_code.co_name}:{frame.tb_lineno}" if frame else "?"
-        announce(f"# HPL11000E: unexpected {type(error).__name__} at {place}")
-    announce("# the machine stops")
-    time.sleep(0.2)
-    kernel.power_off()
-    sys.exit(1)
-
-
-if __name__ == "__main__":
-    main()
+    announce("# HPL11099I: bootloader end")

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 import signal
 import socket
 import stat
@@ -24,7 +23,6 @@ from casemate.contract.errors import ContractError
 from casemate.contract.workload import Places, Problems, Service, Workload
 from casemate.guest import kernel, state
 from casemate.guest.report import Stop, run, say
-from casemate.guest.storage import VOLUMES
 from casemate.guest.supervisor import Supervisor
 
 PODMAN = "/usr/bin/podman"
@@ -219,6 +217,8 @@ class Podman:
 
     def _holder(self, service: Service) -> tuple[str, ...]:
         """Make the root of a container that only holds what its pod shares: one program, which sleeps."""
+        import shutil  # late: it loads three ways to compress
+
         root = HOLDERS / service.name
         root.mkdir(parents=True)
         shutil.copy(PAUSE, root / "pause")
@@ -255,7 +255,7 @@ def fits_a_line(text: str) -> bool:
 
 def mount_points(volumes: Mapping[str, Mapping[str, str]]) -> dict[str, str]:
     """Return the directory of each volume by the mount point that the contract names."""
-    return {volume.get("mount", "/mnt/data"): str(VOLUMES / name) for name, volume in volumes.items()}
+    return {volume.get("mount", "/mnt/data"): str(state.VOLUMES / name) for name, volume in volumes.items()}
 
 
 def write_files(workload: Workload) -> None:
@@ -292,7 +292,7 @@ def service() -> None:
         podman("network", "create", NETWORK)
     for directory in ("watchers", "secrets"):
         (state.RUN / directory).mkdir(mode=0o700)
-    shutil.rmtree(state.SECTIONS)  # from here on workloads run, and none should find what it doesn't need
+    state.forget(state.SECTIONS)  # from here on workloads run, and none should find what it doesn't need
     state.ENVIRONMENT.unlink()
 
     def ready() -> None:

@@ -5,8 +5,6 @@ What ``hpl-image-policy`` wrote says what that is. Nothing is pulled later: the 
 
 from __future__ import annotations
 
-import shutil
-
 from casemate.guest import state
 from casemate.guest.report import Stop, run, say
 
@@ -45,7 +43,7 @@ def service() -> None:
     for image in images:
         pull(image["named"], image["pulled"])
     state.AUTH.unlink()  # nothing is pulled later, and workloads have no need of logins
-    shutil.rmtree(state.CERTIFICATES)
+    state.forget(state.CERTIFICATES)
     say("HPL16003I", f"{len(images)} image{'s'[: len(images) != 1]} admitted and pulled")
 
 

@@ -16,6 +16,8 @@ from pathlib import Path
 MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_BIND, MS_MOVE = 1, 2, 4, 8, 4096, 8192
 ARCHIVE_SERIAL, ROOT_SERIAL = "casemate-archive", "casemate-root"
 """Serial numbers by which a machine names the disks that belong to the image."""
+DRIVERS = Path("/casemate/drivers")
+"""The names of the drivers that the initrd has."""
 
 _POWER_OFF = 0x4321FEDC
 _MAGIC1, _MAGIC2 = 0xFEE1DEAD, 672274793
@@ -38,23 +40,38 @@ def power_off() -> None:
     _libc.reboot(_POWER_OFF)
 
 
-def run(*command: str, stdin: bytes = b"", timeout: float = 120) -> None:
-    """Run a program of the initrd; its secrets come by standard input, never by argument.
-
-    Raises :class:`OSError` with what the program said last (none of them prints what it reads).
-    """
-    done = subprocess.run(
+def start(*command: str) -> subprocess.Popen[bytes]:
+    """Start a program of the initrd."""
+    return subprocess.Popen(
         command,
-        input=stdin,
+        stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
-        timeout=timeout,
-        check=False,
         env={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "DM_DISABLE_UDEV": "1"},
     )
-    if done.returncode:
-        said = done.stdout.decode(errors="replace").strip().splitlines()
-        raise OSError(f"{command[0]} ended with {done.returncode}: {said[-1] if said else 'no word'}")
+
+
+def finish(program: subprocess.Popen[bytes], name: str, stdin: bytes = b"", timeout: float = 120) -> None:
+    """Wait for a program. Raises :class:`OSError` with what it said last (none of them prints what it reads)."""
+    said, _ = program.communicate(stdin, timeout)
+    if program.returncode:
+        last = said.decode(errors="replace").strip().splitlines()[-1:] or ["no word"]
+        raise OSError(f"{name} ended with {program.returncode}: {last[0]}")
+
+
+def run(*command: str, stdin: bytes = b"", timeout: float = 120) -> None:
+    """Run a program of the initrd; its secrets come by standard input, never by argument; see :func:`finish`."""
+    finish(start(*command), command[0], stdin, timeout)
+
+
+def load_drivers() -> subprocess.Popen[bytes]:
+    """Mount the kernel's own file systems, and start to load the drivers of the initrd; see :func:`finish`."""
+    quiet = MS_NOSUID | MS_NODEV | MS_NOEXEC
+    for kind, target in (("proc", "/proc"), ("sysfs", "/sys")):
+        mount(kind, target, kind, quiet)
+    mount("devtmpfs", "/dev", "devtmpfs", MS_NOSUID, "mode=0755")
+    mount("tmpfs", "/run", "tmpfs", MS_NOSUID | MS_NODEV, "mode=0755,size=20%")
+    return start("modprobe", "-a", *DRIVERS.read_text().split())
 
 
 @dataclass(frozen=True, slots=True)

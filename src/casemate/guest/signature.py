@@ -7,7 +7,6 @@ infrastructure; a certificate's dates are a protection against mistakes, not aga
 from __future__ import annotations
 
 import datetime
-import shutil
 
 from casemate.contract.errors import KeyFileError, SignatureError
 from casemate.contract.keys import WARN_DAYS
@@ -36,7 +35,7 @@ def warn(not_after: datetime.datetime, now: datetime.datetime) -> None:
 def service() -> None:
     """Verify the signature, or see that none was asked for; then forget the sections as they were delivered."""
     check()
-    shutil.rmtree(state.CONTRACT)  # a section that was not sealed still has its seeds in it
+    state.forget(state.CONTRACT)  # a section that was not sealed still has its seeds in it
 
 
 def check() -> None:

@@ -30,6 +30,8 @@ AUTH = RUN / "auth.json"
 CERTIFICATES = RUN / "certificates"
 EXPIRY = RUN / "expiry.json"
 IMAGES = RUN / "images.json"
+VOLUMES = Path("/var/volumes")
+"""Where data volumes are mounted, each under its name."""
 PUBLIC = Path("/run/casemate-public")
 """What every program of the guest may read: the resolver's configuration, the policy for images."""
 
@@ -53,6 +55,13 @@ def write_json(path: Path, value: Any) -> None:
 def read_json(path: Path) -> Any:
     """Read what :func:`write_json` wrote."""
     return json.loads(path.read_bytes())
+
+
+def forget(directory: Path) -> None:
+    """Remove a directory of files."""
+    for file in directory.iterdir():
+        file.unlink()
+    directory.rmdir()
 
 
 def section(name: str) -> dict[str, Any]:

@@ -17,7 +17,6 @@ from __future__ import annotations
 import os
 import struct
 from contextlib import suppress
-from pathlib import Path
 
 from casemate.guest import kernel, state
 from casemate.guest.filesystems import grow_command, make_command
@@ -25,8 +24,6 @@ from casemate.guest.report import Stop, run, say
 from casemate.guest.volumes import BEING_MADE, HEADERS, Plan, plans, read
 from casemate.luks.header import in_order
 from casemate.luks.policy import DATA_START, METADATA_SIZE, METADATA_START
-
-VOLUMES = Path("/var/volumes")
 
 
 def write(device: str, offset: int, content: bytes) -> None:
@@ -97,7 +94,7 @@ def write_partition_table(plan: Plan) -> None:
 
 def mount(plan: Plan) -> str:
     """Mount an open volume; return where."""
-    target = VOLUMES / plan.name
+    target = state.VOLUMES / plan.name
     target.mkdir(mode=0o755, parents=True, exist_ok=True)
     if plan.filesystem != "ext4":
         with suppress(OSError):

@@ -37,7 +37,7 @@ DRIVERS = (
 TRACE = """
 import sys
 sys.path.insert(0, "/usr/lib/python3/dist-packages")
-import casemate.guest.bootloader, casemate.guest.rootdisk
+import casemate.guest.init, casemate.guest.bootloader, casemate.guest.rootdisk
 import json, base64, socket, subprocess, ctypes, hashlib
 import encodings.idna, encodings.ascii, encodings.latin_1, encodings.utf_16_be
 from casemate import cidata
@@ -172,7 +172,7 @@ def _make(root: Root, arch: str, ours: list[tuple[str, bytes]], work: Path) -> b
         cpio.file(f"etc/{name}", (tree / "etc" / name).read_bytes())
     present = _drivers(cpio, tree, root.release)
     cpio.file("casemate/drivers", "\n".join(present).encode())
-    cpio.file("init", b"#!/usr/bin/python3 -IB\nfrom casemate.guest.bootloader import main\nmain()\n", 0o755)
+    cpio.file("init", b"#!/usr/bin/python3 -IB\nfrom casemate.guest.init import main\nmain()\n", 0o755)
     return cpio.finish()
 
 

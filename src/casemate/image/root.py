@@ -340,6 +340,7 @@ def configure(root: Path) -> None:
     for rule in sorted((root / "usr/lib/udev/rules.d").iterdir()):
         if rule.name not in UDEV_RULES:
             rule.unlink()
+    (root / "etc/python3.11/sitecustomize.py").unlink(missing_ok=True)  # looks for a crash reporter at each start
     write(root / "etc/machine-id", b"")
     write(root / "etc/fstab", b"")
     write(root / "etc/shadow", b"", 0o600)

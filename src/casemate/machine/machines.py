@@ -369,7 +369,7 @@ def _launch(machine: Machine, spec: Specification, image: Path, archive: Path, a
     disks = [
         Disk(directory / "cidata.img", read_only=True),
         Disk(archive.absolute(), ARCHIVE_SERIAL, read_only=True),
-        Disk(directory / "root.img", ROOT_SERIAL),
+        Disk(directory / "root.img", ROOT_SERIAL, passing=True),
         *(Disk(data.path.absolute()) for data in spec.data),
     ]
     place = os.open(directory, os.O_PATH)
