@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import two_faces
 from cryptography.hazmat.primitives.asymmetric import rsa
 
-from casemate.contract.document import Contract, parse_contract, write_contract
+from casemate.contract.document import LARGEST, Contract, parse_contract, write_contract
 from casemate.contract.passphrase import passphrase
 from casemate.demo import parties
 from casemate.demo.pki import Authority
@@ -62,6 +62,13 @@ def _raw_disk(path: Path) -> tuple[str, ...]:
 @refusal("HPL11004E")
 def no_contract(world: World, stack: ExitStack) -> Specification:
     return world.specification(_name("no_contract"), cidata=bytes(1 << 20))
+
+
+@refusal("HPL11001E")
+def a_contract_larger_than_is_read(world: World, stack: ExitStack) -> Specification:
+    good = world.contract()
+    contract = good + b"#" * (LARGEST + 1 - len(good))
+    return world.specification(_name("too_large"), contract, data=(world.data("large"),))
 
 
 @refusal("HPL11007E")
