@@ -117,7 +117,7 @@ def test_the_sample_of_a_pod_with_a_database_sends_its_lines_to_cloud_logs(world
     }
     with (
         names.server(CLOUD_LOGS, IAM),
-        CloudLogs.running(tmp_path / "logs", authority, API_KEY, names=(CLOUD_LOGS, IAM), port=443) as logs,
+        CloudLogs.running(tmp_path / "logs", authority, API_KEY, names=(IAM, CLOUD_LOGS), port=443) as logs,
     ):
         contract = sealed(world, workload, env)
         machine = up(world.specification("t-sample-b", contract, network_config=names.CONFIG), timeout=PATIENCE)
