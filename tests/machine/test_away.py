@@ -1,11 +1,10 @@
-"""What surrounds a machine goes away while it starts: network, registry, log backend. It ends with its reason, or goes on.
+"""What surrounds a machine goes away while it starts, or later: network, log backend. It ends with its reason, or goes on.
 
-And a crowd: 20 volumes and 30 containers in a machine of 1 GiB, whose network is cut, whose volumes are filled.
+The machine that goes on has a crowd: 20 volumes and 30 containers in 1 GiB. Beside it waits one that never gets a network.
 """
 
 from __future__ import annotations
 
-import base64
 import json
 import re
 import secrets
@@ -16,10 +15,9 @@ from pathlib import Path
 import pytest
 from surroundings import PATIENCE, SHELL, World, shell
 
-from casemate.demo import images, parties
+from casemate.demo import parties
 from casemate.demo.services import LogServer, free_port
 from casemate.machine.machines import Data, Machine, Port, Specification, start, wait
-from signers import Door
 
 pytestmark = pytest.mark.machines
 VOLUMES, CONTAINERS = 20, 30
@@ -49,36 +47,6 @@ def ended(machine: Machine, seconds: float = PATIENCE) -> str:
 def plug(machine: Machine, *, connected: bool) -> None:
     """Pull the cable of its network, or put it in."""
     machine._control("set_link", name="net", up=connected)
-
-
-def test_without_a_network_from_the_start_and_without_a_registry_between_pulls_machines_stop(
-    world: World, tmp_path: Path
-) -> None:
-    """Two machines at a time: the first only waits."""
-    cut = start(world.specification("t-away-network"))
-    plug(cut, connected=False)
-    with Door.running(world.registry, tmp_path / "door") as door:
-        for name in ("first", "second"):
-            world.registry.push(images.build(images.BUSYBOX), name)
-        door.away["/v2/second/"] = 0.0
-        digest = world.container.rpartition("@")[2]
-        compose = "services:\n" + "".join(
-            f"  {name}: {{image: '{door.there}/{name}@{digest}'}}\n" for name in ("first", "second")
-        )
-        workload = world.workload(compose)
-        workload["auths"] = {door.there: workload["auths"][world.registry.host]}
-        env = world.env()
-        env["cacerts"] = [{"both": base64.b64encode(world.registry.authority + door.authority).decode()}]
-        data = world.data("away-registry")
-        gone = start(world.specification("t-away-registry", world.contract(workload, env), data=(data,)))
-        reason = ended(gone)
-    assert reason.startswith("HPL06004E: ") and f"{door.there}/second" in reason
-    assert any("/v2/first/blobs/" in line for line in door.asked) and world.registry.password not in reason
-    assert not data.path.read_bytes().strip(b"\0")  # nothing was written
-    assert ended(cut).startswith("HPL14001E: the machine got no address within 60 seconds")
-
-
-# ------------------------------------------------------------------------------------------------- a crowd
 
 
 class Crowd:
@@ -121,7 +89,16 @@ class Crowd:
 
 
 @pytest.fixture(scope="module")
-def crowd(world: World, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Crowd]:
+def lonely(world: World) -> Iterator[Machine]:
+    """It starts, and its cable is pulled at once; nobody waits for it yet."""
+    machine = start(world.specification("t-away-network"))
+    plug(machine, connected=False)
+    yield machine
+    machine.down(0.0)
+
+
+@pytest.fixture(scope="module")
+def crowd(world: World, lonely: Machine, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Crowd]:
     """It starts while its log backend is away: from the moment at which logging was set up until the end of the start."""
     crowd = Crowd(world, tmp_path_factory.mktemp("crowd"))
     first = crowd.backend()
@@ -190,3 +167,7 @@ def test_whoever_ends_the_watcher_of_the_containers_ends_the_machine(crowd: Crow
         assert time.monotonic() < end, crowd.machine.last_lines(20)
         time.sleep(0.3)
     assert crowd.machine.reason == "HPL10000E: Service failed -> hpl-container"
+
+
+def test_a_machine_without_a_network_stops_after_a_minute(lonely: Machine) -> None:
+    assert ended(lonely).startswith("HPL14001E: the machine got no address within 60 seconds")

@@ -11,7 +11,9 @@ from __future__ import annotations
 
 import base64
 import re
-from pathlib import Path
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
 
 import names
 import pytest
@@ -21,13 +23,14 @@ from casemate.contract.archive import write_archive
 from casemate.demo import images, parties
 from casemate.demo.logservers import CloudLogs, SyslogServer
 from casemate.demo.pki import Authority
-from casemate.machine.machines import start, up
+from casemate.machine.machines import Machine, start, wait
 
 pytestmark = pytest.mark.machines
 MEZMO = "syslog-a.eu-gb.logging.cloud.ibm.com"
 CLOUD_LOGS = "5c2d6b69-c7f0-41bd-b69b-240695369d6e.ingress.us-south.logs.cloud.ibm.com"
 IAM = "iam.cloud.ibm.com"
 API_KEY = "ab00e3c09p1d4ff7fff9f04c12183413"
+INGESTION_KEY = "0123456789abcdef" * 2
 POD = """\
 apiVersion: v1
 kind: Pod
@@ -71,64 +74,77 @@ def sealed(world: World, workload: parties.Section, env: parties.Section) -> byt
     return parties.contract_of(texts[0], texts[1], signing_key=key)
 
 
-def test_the_sample_with_a_dynamic_registry_says_its_word_at_mezmo_and_ends(world: World, tmp_path: Path) -> None:
-    authority, key = Authority.create("Log authority"), "0123456789abcdef" * 2
+@dataclass(frozen=True)
+class Samples:
+    """Both machines, each with its log backend."""
+
+    hello: Machine
+    mezmo: SyslogServer
+    pod: Machine
+    cloud: CloudLogs
+
+
+@pytest.fixture(scope="module")
+def samples(world: World, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Samples]:
+    """Start both at once; nothing is waited for."""
+    directory, authority = tmp_path_factory.mktemp("samples"), Authority.create("Log authority")
+    with ExitStack() as stack:
+        stack.enter_context(names.server(MEZMO, CLOUD_LOGS, IAM))
+        mezmo = SyslogServer.running(directory / "mezmo", authority, names=(MEZMO,), port=6514)
+        cloud = CloudLogs.running(directory / "cloud", authority, API_KEY, names=(IAM, CLOUD_LOGS), port=443)
+        backends = stack.enter_context(mezmo), stack.enter_context(cloud)
+        machines = []
+        for name, contract in (("a", hello(world, authority)), ("b", pod(world, authority))):
+            machines.append(start(world.specification(f"t-sample-{name}", contract, network_config=names.CONFIG)))
+            stack.callback(machines[-1].down)
+        yield Samples(machines[0], backends[0], machines[1], backends[1])
+
+
+def hello(world: World, authority: Authority) -> bytes:
+    """``terraform-hpvs/dynamic-registry``."""
     digest = world.registry.push(images.build(images.BUSYBOX), "hpse-docker-hello-world-s390x")
     compose = f"services:\n  helloworld:\n    image: ${{REGISTRY}}/hpse-docker-hello-world-s390x@{digest}\n    \n"
     env = {
         "type": "env",
-        "logging": {"logDNA": {"ingestionKey": key, "hostname": MEZMO}},
+        "logging": {"logDNA": {"ingestionKey": INGESTION_KEY, "hostname": MEZMO}},
         "auths": login(world),
         "env": {"REGISTRY": world.registry.host},
         "cacerts": authorities(world, authority),
     }
-    workload = {
-        "type": "workload",
-        "compose": {"archive": write_archive({"docker-compose.yml": compose.encode()})},
-    }
-    with (
-        names.server(MEZMO),
-        SyslogServer.running(tmp_path / "logs", authority, names=(MEZMO,), port=6514) as logs,
-    ):
-        machine = start(world.specification("t-sample-a", sealed(world, workload, env), network_config=names.CONFIG))
-        try:
-            frame = logs.wait_for("HPL08010I: service helloworld is complete", PATIENCE).decode()
-            assert f'[logdna@48950 key="{key}"]' in frame
-            logs.wait_for("HPL10002I", 60)
-            assert key not in machine.console() and "HPL10000E" not in machine.console()
-        finally:
-            machine.down()
+    archive = write_archive({"docker-compose.yml": compose.encode()})
+    return sealed(world, {"type": "workload", "compose": {"archive": archive}}, env)
 
 
-def test_the_sample_of_a_pod_with_a_database_sends_its_lines_to_cloud_logs(world: World, tmp_path: Path) -> None:
-    authority = Authority.create("Log authority")
+def pod(world: World, authority: Authority) -> bytes:
+    """The pod of ``terraform-hpvs/multi-container`` under the ``env`` of ``samples/simple_contract.yaml``."""
     digest = world.registry.push(images.build(images.POSTGRES), "postgres", "12")
     name = f"{world.registry.host}/postgres:12@{digest}"
     files = {"pod_postgres.yaml": POD.replace("IMAGE", name), "configmaps_postgres.yaml": CONFIG_MAP}
-    workload = {
-        "type": "workload",
-        "auths": login(world),
-        "play": {"archive": write_archive({path: text.encode() for path, text in files.items()})},
-    }
+    archive = write_archive({path: text.encode() for path, text in files.items()})
+    workload = {"type": "workload", "auths": login(world), "play": {"archive": archive}}
     env = {
         "type": "env",
         "logging": {"logRouter": {"hostname": CLOUD_LOGS, "iamApiKey": API_KEY}},
         "cacerts": authorities(world, authority),
     }
-    with (
-        names.server(CLOUD_LOGS, IAM),
-        CloudLogs.running(tmp_path / "logs", authority, API_KEY, names=(IAM, CLOUD_LOGS), port=443) as logs,
-    ):
-        contract = sealed(world, workload, env)
-        machine = up(world.specification("t-sample-b", contract, network_config=names.CONFIG), timeout=PATIENCE)
-        try:
-            entry = logs.wait_for("database system is ready to accept connections", 180)
-            assert entry["applicationName"] == "container" and "postgres" in entry["subsystemName"]
-            assert entry["category"].startswith(name.partition("@")[0].rpartition(":")[0])
-            assert re.fullmatch("[0-9a-f]{12}", entry["threadId"])
-            assert logs.wait_for("HPL10001I", 60)["applicationName"] == "casemate"
-            logs.wait_for("HPL01010I", 10)
-            assert any(each["subsystemName"] == "kernel" for each in logs.entries)
-            assert API_KEY not in machine.console() + str(logs.entries)
-        finally:
-            machine.down()
+    return sealed(world, workload, env)
+
+
+def test_the_sample_with_a_dynamic_registry_is_told_of_at_mezmo_and_ends(samples: Samples) -> None:
+    frame = samples.mezmo.wait_for("HPL08010I: service helloworld is complete", PATIENCE).decode()
+    assert f'[logdna@48950 key="{INGESTION_KEY}"]' in frame
+    samples.mezmo.wait_for("HPL10002I", 60)
+    console = samples.hello.console()
+    assert INGESTION_KEY not in console and "HPL10000E" not in console
+
+
+def test_the_sample_of_a_pod_with_a_database_sends_its_lines_to_cloud_logs(samples: Samples, world: World) -> None:
+    wait(samples.pod, timeout=PATIENCE)
+    entry = samples.cloud.wait_for("database system is ready to accept connections", 180)
+    assert entry["applicationName"] == "container" and "postgres" in entry["subsystemName"]
+    assert entry["category"].startswith(f"{world.registry.host}/postgres")
+    assert re.fullmatch("[0-9a-f]{12}", entry["threadId"])
+    assert samples.cloud.wait_for("HPL10001I", 60)["applicationName"] == "casemate"
+    samples.cloud.wait_for("HPL01010I", 10)
+    assert any(each["subsystemName"] == "kernel" for each in samples.cloud.entries)
+    assert API_KEY not in samples.pod.console() + str(samples.cloud.entries)
