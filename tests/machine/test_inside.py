@@ -71,7 +71,9 @@ def test_no_seed_no_key_no_login_is_found(ask: Ask, world: World) -> None:
         seen = ask(line)
         assert len(seen) > 20, place  # it did read something
         marks = {name: mark.encode() for name, mark in world.marks.items()}
-        hidden = marks if "root" not in place and place != "the record" else {}
+        login = {"a login that nothing uses": marks["a login that nothing uses"]}
+        # Workloads read variables in `user-data.decrypted`, also where it is mounted; the archive's files are theirs.
+        hidden = login if "files" in place or place == "the record" else marks
         for name, secret in (secrets | hidden).items():
             assert secret not in seen, f"{name} in {place}"
 
