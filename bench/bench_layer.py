@@ -45,7 +45,7 @@ def units(shown: str) -> dict[str, Unit]:
 def critical(found: dict[str, Unit], last: str = LAST) -> list[Unit]:
     """Return the units on which the end waited, the first one first."""
     path = [found[last]]
-    while before := [found[name] for name in path[0].after if name in found and found[name].up <= path[0].begun + 0.05]:
+    while before := [found[name] for name in path[0].after if name in found and found[name].up < path[0].up]:
         path.insert(0, max(before, key=lambda unit: unit.up))
     return path
 
