@@ -15,6 +15,7 @@ import os
 import ssl
 import subprocess
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -50,6 +51,8 @@ class Door:
     signatures: dict[str, list[dict[str, object]]] = field(default_factory=dict)
     lies: dict[str, tuple[bytes, str]] = field(default_factory=dict)
     asked: list[str] = field(default_factory=list)
+    away: dict[str, float] = field(default_factory=dict)
+    """By the beginning of a path: after how many seconds the connection is ended without an answer."""
 
     @classmethod
     @contextlib.contextmanager
@@ -142,6 +145,12 @@ class _Handler(BaseHTTPRequestHandler):
     def handle_one(self) -> None:
         door, body = self.door, self._body()
         door.asked.append(f"{self.command} {self.path}")
+        for start, seconds in door.away.items():
+            if self.path.startswith(start):
+                time.sleep(seconds)
+                self.close_connection = True
+                self.connection.close()
+                return
         if self.path.startswith("/extensions/v2/"):
             self._signatures(self.path.removeprefix("/extensions/v2/"), body)
             return

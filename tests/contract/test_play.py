@@ -13,7 +13,7 @@ from casemate.contract.archive import write_archive
 from casemate.contract.document import rewrite
 from casemate.contract.errors import ImageError, WorkloadError
 from casemate.contract.images import Open, Reference, workload_images
-from casemate.contract.workload import Health, Places, Problems, Restart, Service, Workload
+from casemate.contract.workload import Health, Places, Probe, Problems, Restart, Service, Workload
 
 IMAGE = "registry.example.com/app@sha256:" + "0" * 64
 PLACES = Places("/w/archive", "/w/scratch", {"/mnt/data": "/var/volumes/data"}, {"www/index.html": b"x", "conf": b"y"})
@@ -116,26 +116,72 @@ def test_names_of_fields_count_whatever_their_capitals_as_the_tools_take_them() 
         ),
         ({"securityContext": {"seccompProfile": {"type": "Unconfined"}}}, ["--security-opt=seccomp=unconfined"]),
         ({"resources": {"limits": {"cpu": "500m", "memory": "64Mi"}}}, ["--cpus=0.5", "--memory=67108864b"]),
-        ({"resources": {"requests": {"cpu": 1}}, "imagePullPolicy": "Always", "readinessProbe": {"x": 1}}, []),
-        ({"livenessProbe": {"exec": {"command": ["true"]}}}, ['--health-cmd=["true"]']),
+        ({"resources": {"requests": {"cpu": 1}}, "imagePullPolicy": "Always"}, []),
     ],
 )
 def test_what_is_understood_becomes_an_option(container: dict[str, Any], options: list[str]) -> None:
     assert own(main(pod(container))) == options
 
 
-def test_a_liveness_probe_ends_a_container() -> None:
-    probe = {"exec": {"command": ["true"]}, "periodSeconds": 5, "failureThreshold": 2, "initialDelaySeconds": 7}
-    assert main(pod({"livenessProbe": probe})).health == Health(5.0, 1.0, 7.0, 2, kills=True)
+def test_each_probe_of_a_container_is_kept_with_its_times() -> None:
+    times = {"periodSeconds": 5, "timeoutSeconds": 4, "failureThreshold": 2, "initialDelaySeconds": 7}
+    made = main(
+        pod(
+            {
+                "ports": [{"containerPort": 8080, "name": "web"}],
+                "livenessProbe": {"exec": {"command": ["test", "-f", "/x"]}, **times, "successThreshold": 1},
+                "startupProbe": {"tcpSocket": {"port": 80}},
+                "readinessProbe": {
+                    "httpGet": {
+                        "path": "ready?now",
+                        "port": "web",
+                        "httpHeaders": [{"name": "X-A", "value": "b c"}],
+                    }
+                },
+            }
+        )
+    )
+    ours = {"delay": 7.0, "kills": True, "probe": Probe(("test", "-f", "/x"))}
+    assert made.health == Health(5.0, 4.0, 0.0, 2, **ours)  # type: ignore[arg-type]
+    assert made.startup == Health(10.0, 1.0, kills=True, delay=0.0, probe=Probe(port=80))
+    page = Probe(port=8080, path="/ready?now", headers=(("X-A", "b c"),))
+    assert made.ready == Health(10.0, 1.0, kills=False, delay=0.0, probe=page)
+
+
+def test_volumes_are_given_to_the_group_of_the_pod_but_nothing_else_is() -> None:
+    volumes = [
+        *({"name": name, "hostPath": {"path": path}} for name, path in (("a", "/mnt/data/x"), ("b", "/other"))),
+        *({"name": name, "hostPath": {"path": path}} for name, path in (("c", "/var/hyperprotect"), ("d", "./www"))),
+        {"name": "e", "emptyDir": {}},
+    ]
+    mounts = [{"name": each["name"], "mountPath": f"/{each['name']}"} for each in volumes]
+    made = main(pod({"volumeMounts": mounts}, volumes=volumes, securityContext={"fsGroup": 1000}))
+    assert (made.group, made.regroup) == (1000, True) and "--group-add=1000" in made.options
+    assert made.grouped == ["/var/volumes/data/x", "/w/scratch/.empty/web-e"]
+    assert "--volume=/w/scratch/.empty/web-e:/e" in made.options and "/w/scratch/.empty/web-e" in made.directories
+    rarely = {"fsGroup": 1000, "fsGroupChangePolicy": "OnRootMismatch"}
+    assert main(pod(securityContext=rarely)).regroup is False
+    assert main(pod()).group is None
 
 
 @pytest.mark.parametrize(
     ("container", "place"),
     [
         ({"lifecycle": {}}, "lifecycle"),
-        ({"livenessProbe": {"httpGet": {"port": 80}}}, "livenessProbe.httpGet"),
+        ({"livenessProbe": {"grpc": {"port": 80}}}, "livenessProbe.grpc"),
         ({"livenessProbe": {"exec": {"command": []}}}, "livenessProbe.exec"),
+        ({"livenessProbe": {"exec": {"command": ["a"]}, "tcpSocket": {"port": 1}}}, "must have one of exec"),
         ({"startupProbe": {}}, "startupProbe"),
+        ({"startupProbe": {"httpGet": {"port": "http"}}}, "startupProbe.httpGet.port"),
+        ({"readinessProbe": {"x": 1}}, "readinessProbe.x"),
+        ({"startupProbe": {"httpGet": {"port": 443, "scheme": "HTTPS"}}}, "startupProbe.httpGet.scheme"),
+        ({"readinessProbe": {"httpGet": {"port": 80, "host": "10.0.2.2"}}}, "readinessProbe.httpGet.host"),
+        ({"readinessProbe": {"httpGet": {"port": 80, "path": "/ HTTP/1.1\r\nX: y"}}}, "readinessProbe.httpGet"),
+        (
+            {"readinessProbe": {"httpGet": {"port": 80, "httpHeaders": [{"name": "A", "value": "b\r\nC: d"}]}}},
+            "readinessProbe.httpGet.httpHeaders",
+        ),
+        ({"readinessProbe": {"tcpSocket": {"port": 80}, "successThreshold": 2}}, "readinessProbe.successThreshold"),
         ({"securityContext": {"runAsNonRoot": True}}, "runAsNonRoot"),
         ({"securityContext": {"runAsNonRoot": True, "runAsUser": 0}}, "runAsNonRoot"),
         ({"securityContext": {"seLinuxOptions": {}}}, "seLinuxOptions"),
@@ -169,7 +215,8 @@ def test_what_is_not_understood_is_refused_with_its_place(container: dict[str, A
         ({"containers": []}, "containers"),
         ({"ephemeralContainers": []}, "ephemeralContainers"),
         ({"dnsConfig": {}}, "dnsConfig"),
-        ({"securityContext": {"fsGroup": 1}}, "fsGroup"),
+        ({"securityContext": {"fsGroup": -1}}, "fsGroup"),
+        ({"securityContext": {"fsGroup": 1, "fsGroupChangePolicy": "Never"}}, "fsGroupChangePolicy"),
         ({"volumes": [{"name": "a", "secret": {"secretName": "x"}}]}, "volumes[0]"),
         ({"volumes": [{"name": "a", "persistentVolumeClaim": {"claimName": "x"}}]}, "hostPath at its mount point"),
         ({"volumes": [{"name": "a"}]}, "volumes[0]"),

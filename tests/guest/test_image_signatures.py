@@ -11,6 +11,8 @@ import hashlib
 import json
 import shutil
 import tempfile
+import threading
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -330,6 +332,39 @@ def test_an_image_with_two_keys_needs_both(engine: Path, around: Around) -> None
     around.door.signatures.clear()
     state.call(*image.ENGINE, "rmi", "--all", "--force")
     assert refused(f"{name}:1", both).id == "HPL16005E"
+
+
+# ------------------------------------------------------------------------------------------------- a registry that is away
+
+
+@pytest.mark.parametrize("stage", ["/v2/", "/v2/away/app/manifests/", "/v2/away/app/blobs/"])
+@pytest.mark.parametrize("seconds", [0.0, 60.0])
+def test_a_registry_that_ends_or_hangs_at_any_stage_is_the_reason_of_a_stop_in_time(
+    engine: Path, around: Around, stage: str, seconds: float
+) -> None:
+    around.door.push(around.good.path, "away/app:1")
+    name = f"{around.door.here}/away/app@{around.good.digest}"
+    found = admit(name, {})
+    around.door.away[stage] = seconds
+    begun = time.monotonic()
+    try:
+        with pytest.raises(Stop) as stop:
+            image.pull(**found, patience=4.0)
+    finally:
+        around.door.away.clear()
+    assert stop.value.id == "HPL06004E" and name in stop.value.detail
+    if seconds:
+        assert "did not end within" in stop.value.detail
+    assert time.monotonic() - begun < 20
+    assert around.door.registry.password not in str(stop.value)
+
+
+def test_a_registry_that_stumbles_is_asked_again(engine: Path, around: Around) -> None:
+    around.door.push(around.good.path, "away/again:1")
+    found = admit(f"{around.door.here}/away/again@{around.good.digest}", {})
+    around.door.away["/v2/away/again/blobs/"] = 0.0
+    threading.Timer(3.0, around.door.away.clear).start()
+    image.pull(**found)
 
 
 # ------------------------------------------------------------------------------------------------- content trust

@@ -20,6 +20,7 @@ import pytest
 from casemate.demo.logservers import CloudLogs, SyslogServer
 from casemate.demo.pki import Authority
 from casemate.demo.services import free_port
+from casemate.guest import logloss
 from casemate.guest.logging import configuration
 
 pytestmark = pytest.mark.components
@@ -165,6 +166,39 @@ def test_beyond_the_bound_the_oldest_lines_go_and_what_is_left_keeps_its_order(
     found = numbers(logs.frames)
     assert found == sorted(set(found)) and found[-1] == 40000
     assert found[-5000:] == list(range(35001, 40001))  # the newest are never lost
+
+
+def test_what_rsyslog_found_dropped_is_counted_and_told_once(
+    tmp_path: Path, authority: Authority, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("casemate.guest.logging.INTERVAL", 1)
+    monkeypatch.setattr("casemate.guest.logloss.INTERVAL", 1)
+    monkeypatch.setattr("casemate.guest.logloss.PATIENCE", 5.0)
+    port = free_port()
+    with journald(tmp_path, "8M") as journal, rsyslog(journal, authority, port):
+
+        def look() -> str:
+            time.sleep(1.5)
+            logloss.look(tmp_path / "log/journal", tmp_path / "guest")
+            return capsys.readouterr().err
+
+        journal.say(counted(1, 500))
+        with SyslogServer.running(tmp_path / "one", authority, names=(HOST,), port=port) as one:
+            one.wait_for("count-500-")
+            assert look() == "" and (tmp_path / "guest/loss.json").exists()
+        journal.say(counted(501, 40000))
+        assert look() == ""  # nobody can say yet: lines wait
+        with SyslogServer.running(tmp_path / "two", authority, names=(HOST,), port=port) as two:
+            two.wait_for("count-40000-", 60)
+            said = look()
+            assert (tmp_path / "guest/statistics").stat().st_size < 4096
+            journal.say(counted(40001, 40100))
+            two.wait_for("count-40100-", 60)
+            assert look() == ""
+    found = numbers(one.frames) + numbers(two.frames)
+    assert (
+        int(re.findall(r"HPL01012W: (\d+) lines were lost: the journal was full", said)[0]) == 40100 - len(found) > 1000
+    )
 
 
 def test_a_line_of_a_container_has_its_name_its_identifier_its_image_and_its_level(

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from casemate.contract.workload import Health, Restart, Service
+from casemate.contract.workload import Health, Probe, Restart, Service
 from casemate.guest import supervisor
 from casemate.guest.report import Stop
 from casemate.guest.supervisor import Supervisor
@@ -37,8 +37,10 @@ class Processes:
     def code(self, service: Service) -> int:
         return self.processes[service.name].wait(5)
 
-    def ask(self, service: Service) -> subprocess.Popen[bytes]:
-        return subprocess.Popen(["sh", "-c", f"test -f {service.container}"], cwd=self.directory)
+    def ask(self, service: Service, health: Health) -> subprocess.Popen[bytes]:
+        """A probe's command, or whether there is a file with the name of the container."""
+        line = health.probe.command[0] if health.probe else f"test -f {service.container}"
+        return subprocess.Popen(["sh", "-c", line], cwd=self.directory)
 
     def kill(self, service: Service) -> None:
         self.processes[service.name].kill()
@@ -158,6 +160,50 @@ def test_a_liveness_probe_ends_its_container_and_the_policy_says_what_follows(en
     probe = Health(interval=0.1, retries=2, kills=True)
     said = stopped(engine, made("a", "sleep 100", health=probe, restart=Restart("failure", 1)))
     assert said.startswith("HPL08012E: service a") and engine.done == ["a", "a"]
+
+
+def probe(line: str, **more: object) -> Health:
+    return Health(interval=0.1, probe=Probe(command=(line,)), **{"delay": 0.0, "retries": 2, **more})  # type: ignore[arg-type]
+
+
+def test_until_the_startup_probe_has_succeeded_nothing_else_is_asked(
+    engine: Processes, capsys: pytest.CaptureFixture[str]
+) -> None:
+    service = made(
+        "a",
+        "sleep 0.7; touch up; sleep 1.5; touch after",
+        startup=probe("test -f up", retries=1000, kills=True),
+        health=probe("date >> asked; test -f up", kills=True),
+        ready=probe("test -f up && test -f after"),
+    )
+    assert ran(engine, service) and engine.done == ["a"]
+    said = capsys.readouterr().err
+    assert said.count("HPL08011W") == 1 and "service a is not ready: 2 checks in a row have failed" in said
+
+
+def test_a_startup_probe_that_never_succeeds_ends_its_container(
+    engine: Processes, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said = stopped(engine, made("a", "sleep 100", startup=probe("false", kills=True), health=probe("touch asked")))
+    assert said.startswith("HPL08012E: service a") and not (engine.directory / "asked").exists()
+    assert "service a is not up" in capsys.readouterr().err
+
+
+def test_each_start_is_asked_anew_from_its_startup_probe_on(engine: Processes) -> None:
+    service = made(
+        "a",
+        "echo x >> starts; rm -f up; sleep 0.4; touch up; sleep 0.6; exit 3",
+        startup=probe("test -f up", retries=1000, kills=True, delay=0.3),
+        health=probe("test -f up", retries=1, kills=True),
+        restart=Restart("failure", 1),
+    )
+    assert "ended with 3" in stopped(engine, service) and engine.done == ["a", "a"]
+
+
+def test_readiness_is_told_and_ends_nothing(engine: Processes, capsys: pytest.CaptureFixture[str]) -> None:
+    assert ran(engine, made("a", "sleep 0.8; touch ok; sleep 0.8", ready=probe("test -f ok")))
+    said = capsys.readouterr().err
+    assert said.index("service a is not ready") < said.index("HPL08008I: service a is ready again")
 
 
 def test_bad_answers_in_the_start_period_do_not_count(engine: Processes, capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import shutil
 from collections.abc import Callable
@@ -13,14 +14,15 @@ from typing import TYPE_CHECKING
 import two_faces
 from cryptography.hazmat.primitives.asymmetric import rsa
 
-from casemate.contract.document import Contract, parse_contract, write_contract
+from casemate.contract.document import LARGEST, Contract, parse_contract, write_contract
 from casemate.contract.passphrase import passphrase
-from casemate.demo import parties
+from casemate.demo import images, parties
 from casemate.demo.pki import Authority
 from casemate.demo.services import LogServer, free_port
 from casemate.luks.policy import DATA_START, OURS
 from casemate.machine import cidata_disk
 from casemate.machine.machines import Specification
+from signers import Door
 
 if TYPE_CHECKING:
     from surroundings import World
@@ -62,6 +64,13 @@ def _raw_disk(path: Path) -> tuple[str, ...]:
 @refusal("HPL11004E")
 def no_contract(world: World, stack: ExitStack) -> Specification:
     return world.specification(_name("no_contract"), cidata=bytes(1 << 20))
+
+
+@refusal("HPL11001E")
+def a_contract_larger_than_is_read(world: World, stack: ExitStack) -> Specification:
+    good = world.contract()
+    contract = good + b"#" * (LARGEST + 1 - len(good))
+    return world.specification(_name("too_large"), contract, data=(world.data("large"),))
 
 
 @refusal("HPL11007E")
@@ -231,6 +240,21 @@ def a_wrong_password_for_the_registry(world: World, stack: ExitStack) -> Specifi
     workload = world.workload()
     workload["auths"][world.registry.host]["password"] = "wrong"
     return world.specification(_name("password"), world.contract(workload), data=(world.data("password"),))
+
+
+@refusal("HPL06004E")
+def a_registry_that_goes_away_between_two_pulls(world: World, stack: ExitStack) -> Specification:
+    door = stack.enter_context(Door.running(world.registry, world.directory / "door"))
+    for name in ("first", "second"):
+        world.registry.push(images.build(images.BUSYBOX), name)
+    door.away["/v2/second/"] = 0.0
+    digest = world.container.rpartition("@")[2]
+    lines = (f"  {name}: {{image: '{door.there}/{name}@{digest}'}}\n" for name in ("first", "second"))
+    workload = world.workload("services:\n" + "".join(lines))
+    workload["auths"] = {door.there: workload["auths"][world.registry.host]}
+    env = world.env()
+    env["cacerts"] = [{"both": base64.b64encode(world.registry.authority + door.authority).decode()}]
+    return world.specification(_name("between_pulls"), world.contract(workload, env), data=(world.data("pulls"),))
 
 
 @refusal("HPL06004E")

@@ -29,6 +29,9 @@ services:
 """A workload that is root of the guest, and does what :func:`shell` asks of it."""
 
 
+_MARKED = ("a variable of the workload", "a variable of env", "a login that nothing uses", "a file of the archive")
+
+
 @dataclass(frozen=True)
 class World:
     """What every machine of the tests has around it, and what must never be seen of it."""
@@ -40,6 +43,8 @@ class World:
     signing_key: RSAPrivateKey
     directory: Path
     seeds: tuple[str, str] = field(default_factory=lambda: (parties.new_seed(), parties.new_seed()))
+    marks: dict[str, str] = field(default_factory=lambda: {name: parties.new_seed() for name in _MARKED})
+    """What stands in the contract for workloads to see, and must be seen by nobody else."""
 
     @property
     def certificate(self) -> bytes:
@@ -55,15 +60,21 @@ class World:
 
     def workload(self, compose: str | None = None, seed: bool = True) -> parties.Section:
         text = compose or f"services:\n  app:\n    image: {self.container}\n    command: [sleep, '1000000']\n"
-        return parties.workload_section(text, registry=self.registry, seed=self.seeds[0] if seed else None)
+        files = {"marked": self.marks["a file of the archive"].encode()}
+        seeded = self.seeds[0] if seed else None
+        section = parties.workload_section(text, registry=self.registry, seed=seeded, files=files)
+        return section | {"env": {"MARKED": self.marks["a variable of the workload"]}}
 
     def env(self, seed: bool = True) -> parties.Section:
-        return parties.env_section(
+        section = parties.env_section(
             self.logs,
             registry=self.registry,
             seed=self.seeds[1] if seed else None,
             signing_key=parties.public_pem(self.signing_key),
+            variables={"ALSO_MARKED": self.marks["a variable of env"]},
         )
+        login = {"username": "nobody", "password": self.marks["a login that nothing uses"]}
+        return section | {"auths": {"registry.example.com": login}}
 
     def contract(self, workload: parties.Section | None = None, env: parties.Section | None = None) -> bytes:
         return parties.contract_of(

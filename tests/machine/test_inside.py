@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Callable, Iterator
 
 import pytest
 from surroundings import PATIENCE, SHELL, World, shell
 
 from casemate.contract.passphrase import passphrase
+from casemate.demo.search import search
 from casemate.demo.services import free_port
 from casemate.demo.story import _image_keys
 from casemate.image.build import ImageDirectory
@@ -68,7 +70,11 @@ def test_no_seed_no_key_no_login_is_found(ask: Ask, world: World) -> None:
     for place, line in places.items():
         seen = ask(line)
         assert len(seen) > 20, place  # it did read something
-        for name, secret in secrets.items():
+        marks = {name: mark.encode() for name, mark in world.marks.items()}
+        login = {"a login that nothing uses": marks["a login that nothing uses"]}
+        # Workloads read variables in `user-data.decrypted`, also where it is mounted; the archive's files are theirs.
+        hidden = login if "files" in place or place == "the record" else marks
+        for name, secret in (secrets | hidden).items():
             assert secret not in seen, f"{name} in {place}"
 
 
@@ -76,6 +82,19 @@ def test_a_known_secret_would_be_found(ask: Ask, world: World) -> None:
     """The search above can fail: the key of the log client, which rsyslog needs for good, is where it is expected."""
     key = world.secrets["the client's key"].encode()
     assert key in ask("find /proc/1/root/run -type f -size -9000k -exec cat {} +")
+
+
+def test_who_holds_a_key_and_crashes_leaves_no_core(ask: Ask) -> None:
+    before = ask("pidof rsyslogd")
+    ask(f"kill -SEGV {before.decode().strip()}")
+    end = time.monotonic() + 60
+    while not (now := ask("pidof rsyslogd").strip()) or now == before.strip():
+        assert time.monotonic() < end
+        time.sleep(0.5)
+    found = ask(
+        "find /proc/1/root/ /proc/1/root/var /proc/1/root/run -xdev -type f -name 'core*' -size +8k; echo looked"
+    )
+    assert [line for line in found.splitlines() if b"/usr/" not in line] == [b"looked"]
 
 
 def test_keys_of_disks_stay_in_the_kernel(ask: Ask) -> None:
@@ -125,3 +144,15 @@ def test_the_machine_stops_in_order(machine: tuple[Machine, int], world: World) 
     assert "reboot: Power down" in machine[0].console()
     assert any("HPL10001I" in line for line in world.logs.lines())
     assert any("container/" in line or "systemd" in line for line in world.logs.lines())
+
+
+def test_nothing_of_a_contract_stands_on_a_disk_a_console_a_record_or_at_the_backend(
+    machine: tuple[Machine, int], world: World
+) -> None:
+    hidden = {name: value.encode() for name, value in (world.secrets | world.marks).items()}
+    hidden |= {"the passphrase": passphrase(*world.seeds).encode(), **_image_keys(ImageDirectory(world.image))}
+    files = [path for path in machine[0].directory.iterdir() if path.is_file() and path.stat().st_size]
+    assert {"root.img", "cidata.img", "console.log", "record.json"} <= {path.name for path in files}
+    seen = {"what may be seen": b"HPL11099I"}  # a search that finds nothing at all would prove nothing
+    found = search([*files, world.directory / "inside.img", world.logs.file], hidden | seen)
+    assert {each.name for each in found} == set(seen), found

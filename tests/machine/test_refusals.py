@@ -18,6 +18,6 @@ def test_the_machine_refuses(refusal: str, world: World, outcomes: dict[str, Fut
     assert outcome.reason.startswith(f"{REFUSALS[refusal].id}: "), outcome.console[-3000:]
     assert outcome.disks_untouched
     seen = outcome.console + outcome.left_behind + "\n".join(world.logs.lines())
-    for name, secret in world.secrets.items():
+    for name, secret in (world.secrets | world.marks).items():
         assert secret not in seen, name
     assert "sysrq: Power Off" not in outcome.console  # the firmware's tables give systemd no orders

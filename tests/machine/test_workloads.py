@@ -151,7 +151,9 @@ spec:
     - name: server
       image: IMAGE
       command: [httpd, -f, -p, "80", -h, /www]
-      ports: [{containerPort: 80, hostPort: 8080}]
+      ports: [{containerPort: 80, hostPort: 8080, name: http}]
+      startupProbe: {httpGet: {port: http, path: /index.html}, periodSeconds: 1, timeoutSeconds: 10, failureThreshold: 60}
+      readinessProbe: {httpGet: {port: http, path: /ready.html}, periodSeconds: 3, timeoutSeconds: 10, failureThreshold: 1}
       volumeMounts: [{name: www, mountPath: /www, readOnly: true}]
   volumes: [{name: www, emptyDir: {}}]
 ---
@@ -165,6 +167,7 @@ kind: Pod
 metadata: {name: shell}
 spec:
   restartPolicy: OnFailure
+  securityContext: {fsGroup: 2000}
   containers:
     - name: shell
       image: IMAGE
@@ -215,6 +218,19 @@ def test_pods_have_the_contracts_variables_and_config_maps(played: tuple[Machine
     assert played[1]('echo "$WHO|$MORE|$LEVEL|$SECRET"') == f"of the workload|of env|info|{SECRET}\n"
     assert played[1]("cat /etc/app/app.conf /files/one").split("\n")[:2] == ["a = b", "of the archive"]
     assert "Read-only" in played[1]("touch /files/x") and "Read-only" in played[1]("touch /var/hyperprotect/x")
+
+
+def test_a_page_that_answers_lets_a_pod_start_and_one_that_is_missing_is_told(played: tuple[Machine, Ask]) -> None:
+    end = time.monotonic() + 120
+    while "service web/server is not ready: 1 checks in a row have failed" not in (console := played[0].console()):
+        assert time.monotonic() < end, played[0].last_lines()
+        time.sleep(1)
+    assert "is not up" not in console and "starts again" not in console
+
+
+def test_volumes_are_the_pods_group(played: tuple[Machine, Ask]) -> None:
+    said = played[1]("id -G; stat -c '%g %a' /data; touch /data/y; stat -c %g /data/y")
+    assert "2000" in said.split("\n")[0].split() and said.split("\n")[1:3] == ["2000 2775", "2000"]
 
 
 def test_pods_mount_the_contracts_volumes(played: tuple[Machine, Ask]) -> None:

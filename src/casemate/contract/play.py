@@ -9,7 +9,7 @@ they mount by relative paths. The variables are the ConfigMap :data:`VARIABLES`.
 
 As for compose files, what is not understood is refused by name. Names of fields are taken as Kubernetes' tools take them,
 whatever their capitals (``restartpolicy``). Passed over, since one machine has no use for them: labels, annotations,
-namespaces, what schedulers and registries' logins are told, ``requests``, readiness probes, the size of an ``emptyDir``.
+namespaces, what schedulers and registries' logins are told, ``requests``, the size of an ``emptyDir``.
 
 A pod becomes one container that holds what it shares (network, published ports, host name), and one for each of its containers.
 """
@@ -34,6 +34,7 @@ from casemate.contract.workload import (
     NAME,
     Health,
     Places,
+    Probe,
     Problems,
     Restart,
     Service,
@@ -85,7 +86,8 @@ _POD = (
     ),
     *("hostIPC", "hostNetwork", "shareProcessNamespace", "terminationGracePeriodSeconds", *_POD_IGNORED),
 )
-_CONTAINER_IGNORED = ("imagePullPolicy", "readinessProbe", "terminationMessagePath", "terminationMessagePolicy")
+_CONTAINER_IGNORED = ("imagePullPolicy", "terminationMessagePath", "terminationMessagePolicy")
+_PROBES = ("livenessProbe", "readinessProbe", "startupProbe")
 _CONTAINER = (
     *(
         "name",
@@ -100,13 +102,16 @@ _CONTAINER = (
         "resources",
         "stdin",
     ),
-    *("securityContext", "tty", "livenessProbe", "restartPolicy", *_CONTAINER_IGNORED),
+    *("securityContext", "tty", "restartPolicy", *_PROBES, *_CONTAINER_IGNORED),
 )
 _SECURITY = (
     *("privileged", "runAsUser", "runAsGroup", "runAsNonRoot", "readOnlyRootFilesystem", "allowPrivilegeEscalation"),
     *("capabilities", "seccompProfile", "procMount"),
 )
-_POD_SECURITY = ("runAsUser", "runAsGroup", "runAsNonRoot", "supplementalGroups", "sysctls", "seccompProfile")
+_POD_SECURITY = (
+    *("runAsUser", "runAsGroup", "runAsNonRoot", "supplementalGroups", "sysctls", "seccompProfile"),
+    *("fsGroup", "fsGroupChangePolicy"),
+)
 _RESTART = {"Always": Restart("always"), "OnFailure": Restart("failure"), "Never": Restart("never")}
 
 
@@ -369,7 +374,7 @@ class _Pod:
         made.pod = self.name
         if is_init:
             made.restart = Restart("never" if policy.when == "never" else "failure")
-            for key in ("restartPolicy", "livenessProbe"):
+            for key in ("restartPolicy", *_PROBES):
                 if key in given:
                     raise WorkloadError(f"{where}.{key}", "not supported for an init container")
         else:
@@ -396,9 +401,11 @@ class _Pod:
         for number, entry in enumerate(listed(given.get("volumeMounts", []), f"{where}.volumeMounts")):
             with caught():
                 self._mount(made, entry, f"{where}.volumeMounts[{number}]")
-        with caught():
-            if "livenessProbe" in given:
-                self._probe(made, given["livenessProbe"], f"{where}.livenessProbe")
+        for key in _PROBES:
+            with caught():
+                if key in given:
+                    health = self._probe(given, given[key], f"{where}.{key}", kills=key != "readinessProbe")
+                    setattr(made, {"livenessProbe": "health", "startupProbe": "startup"}.get(key, "ready"), health)
         return made
 
     def _image(self, given: Mapping[str, Any]) -> str:
@@ -479,6 +486,13 @@ class _Pod:
         if user is not None:
             group = whole(context["runAsGroup"], f"{place}.runAsGroup") if "runAsGroup" in context else None
             made.options.append(f"--user={user}" if group is None else f"--user={user}:{group}")
+        if "fsGroup" in pods:
+            made.group = whole(pods["fsGroup"], f"{place}.fsGroup")
+            made.options.append(f"--group-add={made.group}")
+            policy = pods.get("fsGroupChangePolicy", "Always")
+            if policy not in ("Always", "OnRootMismatch"):
+                raise WorkloadError(f"{place}.fsGroupChangePolicy", "must be Always or OnRootMismatch")
+            made.regroup = policy == "Always"
         for item in listed(context.get("supplementalGroups", []), f"{place}.supplementalGroups"):
             made.options.append(f"--group-add={whole(item, f'{place}.supplementalGroups')}")
         if flag(context.get("privileged", False), f"{place}.privileged"):
@@ -521,33 +535,62 @@ class _Pod:
             port, _, kind = outside.partition("/")
             self.published.append(f"{port}:{inside}/{kind}")
 
-    def _probe(self, made: Service, value: Any, place: str) -> None:
-        known = (
-            "exec",
-            "initialDelaySeconds",
-            "periodSeconds",
-            "timeoutSeconds",
-            "failureThreshold",
-            "successThreshold",
+    def _probe(self, given: Mapping[str, Any], value: Any, place: str, *, kills: bool) -> Health:
+        kinds = ("exec", "httpGet", "tcpSocket")
+        numbers = ("initialDelaySeconds", "periodSeconds", "timeoutSeconds", "failureThreshold", "successThreshold")
+        if isinstance(value, dict) and "grpc" in value:
+            raise WorkloadError(f"{place}.grpc", f"not supported; ask by {', '.join(kinds)}")
+        entry = _fields(value, place, (*kinds, *numbers))
+        found = [kind for kind in kinds if kind in entry]
+        if len(found) != 1:
+            raise WorkloadError(place, f"must have one of {', '.join(kinds)}")
+        inside = f"{place}.{found[0]}"
+        if found[0] == "exec":
+            words = listed(_fields(entry["exec"], inside, ("command",)).get("command"), f"{inside}.command")
+            if not words:
+                raise WorkloadError(f"{inside}.command", "is empty")
+            probe = Probe(command=tuple(plain(word, inside) for word in words))
+        elif found[0] == "tcpSocket":
+            probe = Probe(port=self._asked(given, _fields(entry["tcpSocket"], inside, ("port",)).get("port"), inside))
+        else:
+            probe = self._http(given, entry["httpGet"], inside)
+        whole(entry.get("successThreshold", 1), f"{place}.successThreshold", 1, 1)
+        return Health(
+            interval=float(whole(entry.get("periodSeconds", 10), f"{place}.periodSeconds", 1)),
+            timeout=float(whole(entry.get("timeoutSeconds", 1), f"{place}.timeoutSeconds", 1)),
+            delay=float(whole(entry.get("initialDelaySeconds", 0), f"{place}.initialDelaySeconds")),
+            retries=whole(entry.get("failureThreshold", 3), f"{place}.failureThreshold", 1),
+            kills=kills,
+            probe=probe,
         )
-        if isinstance(value, dict) and (
-            kind := next((key for key in ("httpGet", "tcpSocket", "grpc") if key in value), None)
-        ):
-            raise WorkloadError(f"{place}.{kind}", "not supported; ask by `exec` from inside the container")
-        probe = _fields(value, place, known)
-        command = listed(
-            _fields(probe.get("exec"), f"{place}.exec", ("command",)).get("command"), f"{place}.exec.command"
-        )
-        if not command:
-            raise WorkloadError(f"{place}.exec.command", "is empty")
-        made.options.append(f"--health-cmd={json.dumps([plain(word, place) for word in command])}")
-        made.health = Health(
-            interval=float(whole(probe.get("periodSeconds", 10), f"{place}.periodSeconds", 1)),
-            timeout=float(whole(probe.get("timeoutSeconds", 1), f"{place}.timeoutSeconds", 1)),
-            start_period=float(whole(probe.get("initialDelaySeconds", 0), f"{place}.initialDelaySeconds")),
-            retries=whole(probe.get("failureThreshold", 3), f"{place}.failureThreshold", 1),
-            kills=True,
-        )
+
+    def _http(self, given: Mapping[str, Any], value: Any, place: str) -> Probe:
+        """The pod itself is asked: no other host, so that a probe is no way into the guest's network."""
+        entry = _fields(value, place, ("path", "port", "scheme", "httpHeaders"))
+        path = plain(entry.get("path", "/"), f"{place}.path")
+        if entry.get("scheme", "HTTP") != "HTTP":  # by Kubernetes' rules any certificate would do
+            raise WorkloadError(f"{place}.scheme", "must be HTTP; ask a port with TLS by tcpSocket or exec")
+        if not re.fullmatch(r"[!-~]{0,2048}", path):
+            raise WorkloadError(f"{place}.path", "has visible ASCII characters only, at most 2048")
+        headers = []
+        for item in listed(entry.get("httpHeaders", []), f"{place}.httpHeaders"):
+            pair = _fields(item, f"{place}.httpHeaders", ("name", "value"))
+            name, text = (plain(pair.get(key), f"{place}.httpHeaders") for key in ("name", "value"))
+            if not re.fullmatch(r"[A-Za-z0-9-]{1,100}", name) or not re.fullmatch(r"[ -~]{0,4096}", text):
+                raise WorkloadError(
+                    f"{place}.httpHeaders", "names have letters, digits and -, values one line of ASCII"
+                )
+            headers.append((name, text))
+        port = self._asked(given, entry.get("port"), place)
+        return Probe((), port, f"/{path.removeprefix('/')}", tuple(headers))
+
+    def _asked(self, given: Mapping[str, Any], value: Any, place: str) -> int:
+        """Return the port that a probe asks, given as a number or by the name that the container's ports give it."""
+        for item in listed(given.get("ports", []), place):
+            entry = _fields(item, place, ("containerPort", "hostPort", "hostIP", "protocol", "name"))
+            if isinstance(value, str) and entry.get("name") == value:
+                return whole(entry.get("containerPort"), place, 1, 65535)
+        return whole(value, f"{place}.port", 1, 65535)
 
     # --------------------------------------------------------------------------------------------- volumes
 
@@ -624,7 +667,14 @@ class _Pod:
         if kind == "emptyDir":
             if below != ".":
                 raise WorkloadError(f"{place}.subPath", "not supported for emptyDir")
-            made.options.append(volume(source, target, read_only, place))
+            if made.group is None:
+                made.options.append(volume(source, target, read_only, place))
+            else:  # a directory of ours, since the engine gives its volumes to users of its own choice
+                path = f"{self.places.scratch}/.empty/{source}"
+                made.directories.append(path)
+                made.mounts.append(path)
+                made.grouped.append(path)
+                made.options.append(volume(path, target, read_only, place))
         elif kind == "configMap":
             path = posixpath.normpath(f"{source}/{below}")
             made.mounts.append(path)
@@ -632,6 +682,10 @@ class _Pod:
         else:
             path = source if below == "." else f"{source.rstrip('/')}/{below}"
             mount(made, path, target, read_only, place, self.places)
+            if made.group is not None and any(
+                made.mounts[-1] == top or made.mounts[-1].startswith(f"{top}/") for top in self.places.volumes.values()
+            ):
+                made.grouped.append(made.mounts[-1])
 
 
 def _mode(value: Any, place: str) -> int:

@@ -52,8 +52,9 @@ class Restart:
 class Health:
     """How often, in seconds, a container is asked for its health, and what is made of the answers.
 
-    Answers within ``start_period`` that are bad don't count; ``retries`` bad ones in a row make it unhealthy. With ``kills``
-    an unhealthy container is ended, and its restart policy says what follows.
+    It is asked first after ``delay``, or after an interval. Answers within ``start_period`` that are bad don't count;
+    ``retries`` bad ones in a row make it unhealthy. With ``kills`` an unhealthy container is ended, and its restart policy
+    says what follows. Without a ``probe`` the engine asks, by what the image or ``--health-cmd`` says.
     """
 
     interval: float = 30.0
@@ -61,6 +62,21 @@ class Health:
     start_period: float = 0.0
     retries: int = 3
     kills: bool = False
+    delay: float | None = None
+    probe: Probe | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """How a container of a pod is asked: a command in it, or a port at its pod's address.
+
+    With a ``path`` the port is asked by HTTP, and well with a status from 200 to 399; without one when it takes a connection.
+    """
+
+    command: tuple[str, ...] = ()
+    port: int = 0
+    path: str | None = None
+    headers: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(slots=True)
@@ -70,7 +86,9 @@ class Service:
     ``name`` is the author's, ``container`` the engine's. ``after`` has a condition by the name of another: ``service_started``,
     ``service_healthy``, ``service_completed_successfully``. ``mounts`` are the paths of the guest that it is given, of which
     ``directories`` are made where they are missing. ``pod`` names the pod whose network it shares. One that ``holds_pod`` has no
-    image: it runs nothing, holds the network of its pod, and ends with the machine.
+    image: it runs nothing, holds the network of its pod, and ends with the machine. Before ``startup`` has succeeded once,
+    nothing else is asked; ``ready`` is asked and told, and changes nothing. What of ``mounts`` stands in ``grouped`` is given to
+    ``group``, as a whole where ``regroup`` says so or its top is another's.
     """
 
     name: str
@@ -84,8 +102,13 @@ class Service:
     mounts: list[str] = field(default_factory=list)
     restart: Restart = Restart()
     health: Health | None = None
+    startup: Health | None = None
+    ready: Health | None = None
     pod: str | None = None
     holds_pod: bool = False
+    group: int | None = None
+    grouped: list[str] = field(default_factory=list)
+    regroup: bool = True
 
 
 @dataclass(slots=True)

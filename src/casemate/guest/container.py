@@ -12,18 +12,19 @@ import signal
 import socket
 import stat
 import subprocess
+import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from casemate.contract.archive import Archive, read_archive
 from casemate.contract.errors import ContractError
-from casemate.contract.workload import Places, Problems, Service, Workload
+from casemate.contract.workload import Health, Places, Probe, Problems, Service, Workload
 from casemate.guest import kernel, state
 from casemate.guest.report import Stop, run, say
-from casemate.guest.supervisor import Supervisor
+from casemate.guest.supervisor import Question, Supervisor
 
 PODMAN = "/usr/bin/podman"
 ARCHIVE = Path("/var/lib/casemate/workload")
@@ -34,6 +35,8 @@ NETWORK = "workload"
 GRACE, STOP_PATIENCE = 5.0, 10
 LONGEST_LINE = 32_768
 """Bytes of a variable that a file of variables can hold on its line; the engine reads no line above 64 KiB."""
+LONGEST_STATUS = 4096
+"""Bytes of an HTTP answer that are read for its status."""
 
 
 def unpack(archive: Archive, directory: Path) -> None:
@@ -61,12 +64,43 @@ def prepare(service: Service) -> dict[str, str]:
             place.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             place.mkdir() if stat.S_ISDIR(os.fstat(descriptor).st_mode) else place.touch()
             kernel.mount(f"/proc/self/fd/{descriptor}", str(place), flags=kernel.MS_BIND)
+            if service.group is not None and path in service.grouped:
+                give(descriptor, service.group, whole=service.regroup)
         except OSError as error:
             raise Stop("HPL08002E", f"service {service.name}: a mount can't be made: {error.strerror}") from None
         finally:
             os.close(descriptor)
         places[path] = str(place)
     return places
+
+
+def give(descriptor: int, group: int, *, whole: bool) -> None:
+    """Give a directory and all in it to a group, which may then write there; new files are the group's too.
+
+    As Kubernetes does for ``fsGroup``: not ``whole`` where the top is the group's already. Through no link, and of the
+    rights only what a group has is added.
+    """
+    top = os.open(f"/proc/self/fd/{descriptor}", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        before = os.fstat(top)
+        if whole or before.st_gid != group or before.st_mode & 0o2070 != 0o2070:
+            for _, directories, files, here in os.fwalk(".", dir_fd=top, follow_symlinks=False):
+                for name in (*directories, *files):
+                    _give(name, group, here)
+        _give(".", group, top)
+    finally:
+        os.close(top)
+
+
+def _give(name: str, group: int, directory: int) -> None:
+    one = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory)
+    try:
+        mode = os.fstat(one).st_mode
+        if stat.S_ISDIR(mode) or stat.S_ISREG(mode):
+            os.chown(f"/proc/self/fd/{one}", -1, group)
+            Path(f"/proc/self/fd/{one}").chmod(stat.S_IMODE(mode) | (0o2770 if stat.S_ISDIR(mode) else 0o660))
+    finally:
+        os.close(one)
 
 
 def open_beneath(path: str, *, make: bool) -> int:
@@ -130,6 +164,7 @@ class Podman:
 
     def __init__(self, network: str | None) -> None:
         self._network = network
+        self._addresses: dict[str, str] = {}
 
     def start(self, service: Service) -> int | None:
         """Make and start a container; see :class:`casemate.guest.supervisor.Engine`.
@@ -192,15 +227,29 @@ class Podman:
             time.sleep(0.1)
         raise Stop("HPL08004E", f"service {service.name} is no longer watched by the engine")
 
-    def ask(self, service: Service) -> subprocess.Popen[bytes]:
-        """Run the health check of a container."""
+    def ask(self, service: Service, health: Health) -> Question:
+        """Run a health check: the engine's own, a command in the container, or a request to a port of its pod."""
+        probe = health.probe
+        if probe is not None and not probe.command:
+            return Asking(lambda: self._address(service), probe, health.timeout)
+        what = (
+            ["healthcheck", "run", service.container] if probe is None else ["exec", service.container, *probe.command]
+        )
         return subprocess.Popen(
-            [PODMAN, "healthcheck", "run", service.container],
+            [PODMAN, *what],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             env={**state.ENVIRON, **_ENGINE},
         )
+
+    def _address(self, service: Service) -> str:
+        """Return the address of a container's pod; the engine is asked once."""
+        pod = service.pod or service.name
+        if pod not in self._addresses:
+            form = "--format={{range .NetworkSettings.Networks}}{{.IPAddress}} {{end}}"
+            self._addresses[pod] = podman("inspect", form, f"{pod}-infra", timeout=60).split()[0]
+        return self._addresses[pod]
 
     def kill(self, service: Service) -> None:
         """End a container at once; it may have ended meanwhile."""
@@ -237,6 +286,58 @@ class Podman:
         except (OSError, ValueError):
             pass
         return None
+
+
+class Asking:
+    """A request to a port, under way: a thread, since servers may be slow; see :class:`casemate.guest.supervisor.Question`.
+
+    Of the answer only the status is read, and nothing of it is told.
+    """
+
+    def __init__(self, address: Callable[[], str], probe: Probe, timeout: float) -> None:
+        self._address, self._probe, self._timeout = address, probe, timeout
+        self._socket: socket.socket | None = None
+        self._code = 1
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    def poll(self) -> int | None:
+        """Return 0 where the port is well, 1 where not, ``None`` while it is asked."""
+        return None if self._thread.is_alive() else self._code
+
+    def kill(self) -> None:
+        """End the connection, and with it the thread."""
+        if self._socket is not None:
+            with suppress(OSError):
+                self._socket.shutdown(socket.SHUT_RDWR)
+
+    def wait(self) -> int:
+        """Wait for the thread, which ends within the time limit of a step."""
+        self._thread.join(self._timeout)
+        return self._code
+
+    def _run(self) -> None:
+        probe = self._probe
+        with (
+            suppress(OSError, ValueError, IndexError),
+            socket.create_connection((self._address(), probe.port), self._timeout) as connection,
+        ):
+            self._socket = connection
+            self._code = 0 if probe.path is None or 200 <= self._status(connection) < 400 else 1
+
+    def _status(self, connection: socket.socket) -> int:
+        probe = self._probe
+        headers = dict(probe.headers)
+        known = {name.lower() for name in headers}
+        more = {"Host": f"{self._address()}:{probe.port}", "User-Agent": "casemate-probe", "Accept": "*/*"}
+        headers |= {name: text for name, text in more.items() if name.lower() not in known}
+        lines = [f"GET {probe.path} HTTP/1.1", *(f"{name}: {text}" for name, text in headers.items())]
+        connection.sendall("\r\n".join([*lines, "Connection: close", "", ""]).encode())
+        answer = b""
+        while b"\n" not in answer and len(answer) < LONGEST_STATUS and (part := connection.recv(LONGEST_STATUS)):
+            answer += part
+        found = re.match(rb"HTTP/1\.[01] ([0-9]{3})[ \r\n]", answer)
+        return int(found[1]) if found else 0
 
 
 # Health checks are ours to run: without this the engine wants systemd's timers.

@@ -20,6 +20,7 @@ from typing import Any
 from casemate.contract.errors import ContractError
 from casemate.contract.keys import kinds, pem_of
 from casemate.guest import state
+from casemate.guest.logloss import INTERVAL, STATISTICS
 from casemate.guest.network import resolve
 from casemate.guest.report import Stop, run, say
 
@@ -128,7 +129,8 @@ def configuration(host: str, port: int, directory: str, permitted: str | None = 
     ``permitted``: the name that the backend's certificate must have; ``data``: see :func:`structured`.
 
     The queue in memory is short and waits for ever: so lines stay in the journal while the backend is away, and leave it
-    in their order. A line of a container carries its name and identifier, and its image as structured data.
+    in their order. A line of a container carries its name and identifier, and its image as structured data. By the statistics
+    :mod:`casemate.guest.logloss` knows what was lost.
     """
     target = f"[{host}]" if _is_ipv6(host) else host
     files = {"CA": "server"} | ({"Cert": "cert", "Key": "key"} if Path(directory, "cert.pem").exists() else {})
@@ -138,6 +140,7 @@ global(workDirectory="{directory}" maxMessageSize="16k" internalmsg.severity="wa
        {drivers})
 main_queue(queue.type="FixedArray" queue.size="1000" queue.lightDelayMark="0" queue.dequeueBatchSize="64"
            queue.timeoutEnqueue="2000000000" queue.timeoutShutdown="2000")
+module(load="impstats" interval="{INTERVAL}" format="json" log.syslog="off" log.file="{directory}/{STATISTICS}")
 module(load="imjournal" stateFile="imjournal.state" ratelimit.interval="0" persistStateInterval="100")
 template(name="line" type="list") {{
   constant(value="<") property(name="pri") constant(value=">1 ")

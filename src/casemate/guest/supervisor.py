@@ -7,7 +7,9 @@
 - When every container has ended with 0, and none starts again, the workload is complete, and the machine ends.
 - Who is waited for as healthy is asked each second, for ten minutes or as long as its health check grants, whichever is
   longer; then the machine ends. Afterwards it is asked in its interval; unhealthy is told, and ends a container only where
-  its check says so (a liveness probe).
+  its check says so (a liveness probe, a startup probe).
+- Until its startup probe has succeeded once, a container is asked nothing else. Readiness is told and changes nothing: one
+  machine has no other to send requests to.
 
 The end of a container is the end of the process that watches it (conmon), seen through a pidfd: nothing is polled.
 """
@@ -16,7 +18,6 @@ from __future__ import annotations
 
 import os
 import select
-import subprocess
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -31,6 +32,19 @@ ENGINES_TIME = 10.0
 """Seconds that the engine may need beside a health check's own time: processors may be emulated."""
 
 
+class Question(Protocol):
+    """A health check under way, as :class:`subprocess.Popen` is one."""
+
+    def poll(self) -> int | None:
+        """Return 0 where the container is well, another number where not, ``None`` while that is open."""
+
+    def kill(self) -> None:
+        """Give up."""
+
+    def wait(self) -> int:
+        """Wait for the end, which is near after an answer or :meth:`kill`."""
+
+
 class Engine(Protocol):
     """What a supervisor needs of a container engine; each raises :class:`Stop`."""
 
@@ -43,11 +57,40 @@ class Engine(Protocol):
     def code(self, service: Service) -> int:
         """Return the exit status of a container that has ended."""
 
-    def ask(self, service: Service) -> subprocess.Popen[bytes]:
-        """Run a container's health check; it ends with 0 where the container is well."""
+    def ask(self, service: Service, health: Health) -> Question:
+        """Run one of a container's health checks."""
 
     def kill(self, service: Service) -> None:
         """End a container that is not well."""
+
+
+@dataclass(slots=True)
+class _Check:
+    """One health check of a container, and what it has said since the container's start. ``state`` is what it asks for."""
+
+    health: Health
+    state: str
+    well: bool | None = None
+    bad: int = 0
+    next_ask: float = 0.0
+    asked: Question | None = None
+    deadline: float = 0.0
+
+    def begin(self, now: float, *, at_once: bool) -> None:
+        """Ask anew: the container starts, or may be asked from now on."""
+        delay = self.health.interval if self.health.delay is None else self.health.delay
+        self.well, self.bad, self.next_ask = None, 0, now + (0.0 if at_once else delay)
+
+    def end(self) -> None:
+        """Give up on what is being asked."""
+        if self.asked is not None:
+            self.asked.kill()
+            self.asked.wait()
+            self.asked = None
+
+
+def _check(health: Health | None, state: str) -> _Check | None:
+    return None if health is None else _Check(health, state)
 
 
 @dataclass(slots=True)
@@ -55,7 +98,9 @@ class _Run:
     """A container and how it stands. ``started`` and the times are of the monotonic clock."""
 
     service: Service
-    health: Health | None
+    health: _Check | None
+    startup: _Check | None
+    ready: _Check | None
     watcher: int | None = None
     running: bool = False
     complete: bool = False
@@ -63,11 +108,12 @@ class _Run:
     again: int = 0
     rest: float = field(default_factory=lambda: FIRST_REST)
     due: float | None = None
-    well: bool | None = None
-    bad: int = 0
-    next_ask: float = 0.0
-    asked: subprocess.Popen[bytes] | None = None
-    deadline: float = 0.0
+
+    def checks(self) -> list[_Check]:
+        """Return what may be asked now."""
+        if self.startup is not None and not self.startup.well:
+            return [self.startup]
+        return [each for each in (self.health, self.ready) if each is not None]
 
 
 class Supervisor:
@@ -76,9 +122,12 @@ class Supervisor:
     def __init__(self, services: Iterable[Service], engine: Engine, ready: Callable[[], None]) -> None:
         services = list(services)
         awaited = {name for each in services for name, wish in each.after.items() if wish == "service_healthy"}
-        self._runs = {
-            each.name: _Run(each, each.health or (Health() if each.name in awaited else None)) for each in services
-        }
+        self._runs = {}
+        for each in services:
+            health = each.health or (Health() if each.name in awaited else None)
+            self._runs[each.name] = _Run(
+                each, _check(health, "healthy"), _check(each.startup, "up"), _check(each.ready, "ready")
+            )
         self._engine = engine
         self._ready = ready
         self._wakers, self._waker = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
@@ -123,8 +172,8 @@ class Supervisor:
     def _begin(self, run: _Run, watcher: int | None) -> None:
         run.watcher, run.running, run.due = watcher, True, None
         run.started = time.monotonic()
-        run.well, run.bad = None, 0
-        run.next_ask = run.started + (run.health.interval if run.health and not self._awaited(run) else 0.0)
+        for check in filter(None, (run.startup, run.health, run.ready)):
+            check.begin(run.started, at_once=check is run.health and self._awaited(run))
 
     def _holds(self, name: str, condition: str) -> bool:
         other = self._runs[name]
@@ -134,7 +183,7 @@ class Supervisor:
             return other.started is not None
         if other.complete:
             raise Stop("HPL08004E", f"service {name} has ended, and another waits for it to be healthy")
-        return other.well is True
+        return other.health is not None and other.health.well is True
 
     def _awaited(self, run: _Run) -> bool:
         """Whether a container that has not been started waits for this one's health."""
@@ -154,27 +203,25 @@ class Supervisor:
                 poll.register(run.watcher, select.POLLIN)
             if run.due is not None:
                 times.append(run.due)
-            if run.asked is not None:
-                times += [run.deadline, now + 0.2]
-            elif run.running and run.health is not None:
-                times.append(run.next_ask)
+            for check in run.checks() if run.running else ():
+                times += [check.deadline, now + 0.2] if check.asked is not None else [check.next_ask]
         timeout = max(0.0, min(times) - now) * 1000 + 1 if times else None
         poll.poll(timeout)
 
     def _look(self, run: _Run) -> None:
         if run.running and (run.watcher is None or select.select([run.watcher], [], [], 0)[0]):
             self._ended(run)
-        elif run.running and run.health is not None:
-            self._look_after_health(run, run.health)
+        elif run.running:
+            for check in run.checks():
+                self._look_after_health(run, check)
 
     def _ended(self, run: _Run) -> None:
         service = run.service
         if run.watcher is not None:
             os.close(run.watcher)
-        if run.asked is not None:
-            run.asked.kill()
-            run.asked.wait()
-        run.watcher, run.running, run.asked = None, False, None
+        for check in filter(None, (run.startup, run.health, run.ready)):
+            check.end()
+        run.watcher, run.running = None, False
         if self._stopping:
             return
         code = self._engine.code(service)
@@ -196,33 +243,35 @@ class Supervisor:
 
     # --------------------------------------------------------------------------------------------- health
 
-    def _look_after_health(self, run: _Run, health: Health) -> None:
-        now = time.monotonic()
+    def _look_after_health(self, run: _Run, check: _Check) -> None:
+        now, health, service = time.monotonic(), check.health, run.service
         since = now - (run.started or now)
-        if run.asked is None:
-            if now >= run.next_ask:
-                run.asked, run.deadline = self._engine.ask(run.service), now + health.timeout + ENGINES_TIME
+        if check.asked is None:
+            if now >= check.next_ask:
+                check.asked, check.deadline = self._engine.ask(service, health), now + health.timeout + ENGINES_TIME
             return
-        code = run.asked.poll()
-        if code is None and now < run.deadline:
+        code = check.asked.poll()
+        if code is None and now < check.deadline:
             return
-        if code is None:
-            run.asked.kill()
-            run.asked.wait()
-        awaited = self._awaited(run)
-        run.asked, run.next_ask = None, now + (1.0 if awaited else health.interval)
+        check.end()
+        awaited = check is run.health and self._awaited(run)
+        check.next_ask = now + (1.0 if awaited else health.interval)
         if code == 0:
-            if run.well is False:
-                say("HPL08008I", f"service {run.service.name} is healthy again")
-            run.well, run.bad = True, 0
+            if check.well is False:
+                say("HPL08008I", f"service {service.name} is {check.state} again")
+            check.well, check.bad = True, 0
+            if check is run.startup:
+                for other in filter(None, (run.health, run.ready)):
+                    other.begin(now, at_once=False)
             return
         if awaited and since > max(HEALTH_PATIENCE, health.start_period + health.interval * health.retries):
-            raise Stop("HPL08004E", f"service {run.service.name} did not become healthy")
+            raise Stop("HPL08004E", f"service {service.name} did not become healthy")
         if awaited or since < health.start_period:
             return
-        run.bad += 1
-        if run.bad >= health.retries and run.well is not False:
-            run.well = False
-            say("HPL08011W", f"service {run.service.name} is unhealthy: {run.bad} checks in a row have failed")
+        check.bad += 1
+        if check.bad >= health.retries and check.well is not False:
+            check.well = False
+            state = "unhealthy" if check.state == "healthy" else f"not {check.state}"
+            say("HPL08011W", f"service {service.name} is {state}: {check.bad} checks in a row have failed")
             if health.kills:
-                self._engine.kill(run.service)
+                self._engine.kill(service)
