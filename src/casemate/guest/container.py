@@ -279,7 +279,7 @@ def tell_ready(address: str | None) -> None:
 
 def service() -> None:
     """Unpack, translate, start, stay; where the workload is complete, stop the machine."""
-    for left in (state.CONTRACT, state.SEEDS, state.PASSPHRASES, state.KEY_SERVICES):
+    for left in (state.CONTRACT, state.SEEDS, state.PASSPHRASES, state.VOLUME_KEYS, state.KEY_SERVICES):
         if left.exists():
             raise Stop("HPL08006E", "seeds, passphrases or sections are still there: no container starts")
     archive, workload = understood(state.section("workload"), state.read_json(state.ENVIRONMENT))
