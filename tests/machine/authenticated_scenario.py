@@ -351,6 +351,53 @@ def after_cut(plan, kept, key, passed):
             file.truncate(64 * MIB)
 
 
+CONTAINER = """
+set -e
+tools=/var/hyperprotect/tools
+se=$tools/usr/sbin/se-workload
+if ! mountpoint -q $tools; then mount --bind / $tools; fi
+$se prepare
+mkdir $tools/run/one $tools/run/two
+key=$(printf '%s\\n' wwwwwwwwwwwwwww eeeeeeeeeeeeeee | $se se-lukspassphrase-gen)
+printf %s "$key" | $se se-disk-encryption ONE /run/one & one=$!
+printf %s "$key" | $se se-disk-encryption TWO /run/two xfs & two=$!
+wait $one
+wait $two
+df -k $tools/run/one $tools/run/two
+cat $tools/run/one/file || true
+echo kept > $tools/run/one/file
+mkdir $tools/run/three
+printf %s "$key" | $se se-disk-encryption ONE /run/three && echo TWICE || true
+umount $tools/run/one $tools/run/two
+dmsetup ls | cut -f 1 | grep own- | xargs -n 1 dmsetup remove
+printf %s wrongwrongwrongwrong | $se se-disk-encryption ONE /run/one && echo WRONG || true
+"""
+
+
+def tools():
+    """The tools of the paper, as a container runs them: in a mount namespace, by the root that it is shown."""
+    os.makedirs("/var/hyperprotect/tools")
+    loops = []
+    for name in ("one", "two"):
+        with open(f"/run/{name}.img", "wb") as file:
+            file.truncate(400 * MIB)
+        loops.append(run("losetup", "--find", "--show", f"/run/{name}.img").strip())
+    script = CONTAINER.replace("ONE", loops[0]).replace("TWO", loops[1])
+    for number in range(2):
+        done = subprocess.run(["unshare", "-m", "sh", "-c", script], capture_output=True, text=True)
+        sizes = [int(line.split()[1]) for line in done.stdout.splitlines() if line.startswith("/dev/mapper/data-own")]
+        fact(what=f"tools {number}", code=done.returncode, sizes=sizes, out=done.stdout[-200:], err=done.stderr[-900:])
+        os.truncate("/run/one.img", 480 * MIB)
+        run("losetup", "-c", loops[0])
+    with open("/run/one.img", "rb") as file:
+        own = volumes.workloads_own(file.read(64 << 10))
+    fact(what="tools own", own=own, passphrase_left=Path("/run/casemate/passphrases").exists())
+    for loop in loops:
+        run("losetup", "-d", loop)
+
+
+run("mount", "-o", "remount,size=800m", "/run")
+tools()
 Path("/run/cow").write_bytes(b"")
 os.truncate("/run/cow", 64 * MIB)
 run("modprobe", "loop")

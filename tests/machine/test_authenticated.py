@@ -104,3 +104,17 @@ def test_a_cut_anywhere_costs_nothing_that_was_synced(facts: list[dict[str, Any]
     assert found["first"] == "prepared"  # nothing was written before
     assert found["passed"] == ["prepared", "made", *(f"{text}{n}" for n in range(4) for text in ("", "again "))]
     assert found["states"] > 20
+
+
+def test_a_container_encrypts_several_devices_at_once_and_finds_them_again(facts: list[dict[str, Any]]) -> None:
+    """``se-disk-encryption`` and ``se-lukspassphrase-gen``, from the root that containers are shown."""
+    first, again = fact(facts, "tools 0"), fact(facts, "tools 1")
+    assert first["code"] == again["code"] == 0, (first, again)
+    assert first["err"].count("HPL02001I") == 2 and again["err"].count("HPL02001I") == 0
+    assert first["err"].count("HPL02002I") == again["err"].count("HPL02002I") == 2
+    assert "kept" not in first["out"] and "kept" in again["out"]
+    assert again["err"].count("HPL07017I") == 1 and again["sizes"][0] > first["sizes"][0] + 60 * 1024
+    for each in (first, again):
+        assert "TWICE" not in each["out"] and "HPL02123E" in each["err"]
+        assert "WRONG" not in each["out"] and "HPL02003E" in each["err"]
+    assert fact(facts, "tools own")["own"] is True

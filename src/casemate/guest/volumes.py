@@ -46,6 +46,8 @@ from casemate.luks.policy import (
 if TYPE_CHECKING:
     from casemate.guest.thirdseed import ThirdSeeds
 
+WORKLOAD_LABEL = "casemate-workload"
+"""Label of the headers of a volume that a workload has made itself (:mod:`casemate.guest.workloaddisk`)."""
 SMALLEST = 256 * MIB
 SCRATCH = 16 * MIB
 """As much room as cryptsetup needs behind the headers of an authenticated volume to make them."""
@@ -154,8 +156,24 @@ def data_disks() -> Iterator[kernel.Disk]:
     for disk in kernel.disks():
         if any(Path("/sys/block", disk.name, "holders").iterdir()) or disk.serial == ARCHIVE_SERIAL:
             continue
-        if disk.size > DATA_START or (cidata.label(read(disk.path, 0, 64 << 10)) or "").lower() != "cidata":
+        beginning = read(disk.path, 0, 64 << 10)
+        if workloads_own(beginning):
+            continue
+        if disk.size > DATA_START or (cidata.label(beginning) or "").lower() != "cidata":
             yield disk
+
+
+def workloads_own(beginning: bytes) -> bool:
+    """Whether a disk is one that a workload has made a volume on, by its first bytes: it is left alone.
+
+    The infrastructure can give the headers of any disk this label. It could as well not attach the disk.
+    """
+    if not is_luks(beginning):
+        return False
+    try:
+        return read_header(beginning).label == WORKLOAD_LABEL
+    except LuksError:
+        return False
 
 
 def wait_for_disks(number: int) -> list[kernel.Disk]:
