@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ from casemate.contract.check import check_sections
 from casemate.contract.errors import AnchorError
 from casemate.demo.anchor import AnchorServer
 from casemate.demo.pki import Authority
-from casemate.guest import anchor, contract, state
+from casemate.guest import anchor, contract, state, storage
 from casemate.guest.anchor import AwayError, after, before, raised
 from casemate.guest.filesystems import generation
 from casemate.guest.report import Stop
@@ -84,6 +85,25 @@ def test_a_volume_from_before_there_was_an_anchor_is_taken_and_told_of(
     assert "HPL07024W" in capfd.readouterr().err
     after(PLAN, named(server), lambda plan: 12)
     assert server.numbers == {"data": 12}
+
+
+def test_no_disk_is_written_to_where_any_volume_was_put_back(
+    server: AnchorServer, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    volumes, written = [replace(PLAN, name="first"), PLAN, replace(MADE, name="new")], list[str]()
+    state.write_json(state.ANCHORS, {plan.name: server.entry(plan.name, CLIENT) for plan in volumes})
+    server.numbers |= {"first": 3, "data": 7}
+    monkeypatch.setattr(storage, "plans", lambda: volumes)
+    monkeypatch.setattr(storage, "carry_out", lambda plan: written.append(plan.name))
+    monkeypatch.setattr(before, "__defaults__", (lambda plan: 6,))
+    monkeypatch.setattr(after, "__defaults__", (lambda plan: 8,))
+    with pytest.raises(Stop, match="HPL07022E: volume data"):
+        storage.service()
+    assert written == [] and server.numbers == {"first": 3, "data": 7}
+    monkeypatch.setattr(before, "__defaults__", (lambda plan: 7,))
+    storage.service()
+    assert written == ["first", "data", "new"] and server.numbers == {"first": 8, "data": 8, "new": 8}
+    assert capfd.readouterr().err.count("HPL07025I") == 3
 
 
 def test_a_copy_that_runs_elsewhere_is_found(server: AnchorServer, monkeypatch: pytest.MonkeyPatch) -> None:

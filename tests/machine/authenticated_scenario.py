@@ -151,6 +151,22 @@ def begin_each(contract, wanted, disks):
     return plans
 
 
+def speed(kind):
+    """Write and read 64 MiB; in the emulation of a machine, so only the ratio says something."""
+    path, content = "/var/volumes/data/speed", os.urandom(MIB) * 64
+    begun = time.monotonic()
+    with open(path, "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    written = time.monotonic()
+    forget()
+    between = time.monotonic()
+    assert Path(path).read_bytes() == content
+    fact(what="speed", kind=kind, write=round(64 / (written - begun)), read=round(64 / (time.monotonic() - between)))
+    os.unlink(path)
+
+
 def refused(what, wanted, each, contract="first"):
     try:
         start(contract, wanted, [each])
@@ -253,11 +269,13 @@ def tampered():
     storage.write(plan.path, DATA, superblock)
     (again,) = begin("first", {"data": TAGGED}, [whole])
     fact(what="as before", make=again.make)
+    speed("authenticated")
     end("data")
     other = disk("other", 300 * MIB, "linear /dev/vdc 0")
     run("blkdiscard", "--zeroout", "/dev/vdc")
     start("first", {"data": {}}, [other])
     storage.service()
+    speed("plain")
     stop("data")
     refused("the contract asks for it", {"data": TAGGED}, other)
     run("dmsetup", "remove", "other")
