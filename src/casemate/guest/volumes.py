@@ -276,6 +276,7 @@ def format_headers(name: str, found: Found, passphrase: bytes) -> bytes:
     command = ("cryptsetup", "luksFormat", *format_arguments(kind.integrity), "--key-file=-")
     try:
         if kind.integrity:  # cryptsetup has dm-integrity write behind the headers: to a file in memory, not to the disk
+            state.call("modprobe", "loop")
             with file.open("wb") as scratch:
                 scratch.truncate(kind.offset + SCRATCH)
             state.call(*command, str(file), stdin=passphrase, env={"DM_DISABLE_UDEV": "1"})

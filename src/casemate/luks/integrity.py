@@ -15,7 +15,7 @@ No bitmap instead of the journal: the kernel has that only where dm-integrity ma
 power cut would leave sectors that can't be read.
 
 Source: Linux 6.1 ``drivers/md/dm-integrity.c``, ``Documentation/admin-guide/device-mapper/dm-integrity.rst`` and
-``dm-crypt.rst``. A header as cryptsetup writes it says the rest, so cryptsetup opens such a volume as well.
+``dm-crypt.rst``. The header is as cryptsetup writes it.
 """
 
 from __future__ import annotations
