@@ -305,3 +305,24 @@ def test_a_cut_while_a_passphrase_rolls_leaves_a_volume_that_the_old_or_the_new_
     assert seen == sorted(seen, key=[(True, False), (True, True), (False, True)].index)
     assert examine(each).headers == last and examine(each).copy is None
     assert volumes.with_another("data", examine(each), last, old, new) is None
+
+
+@pytest.mark.parametrize("start", [DATA_START, 0])
+def test_headers_are_read_once_so_a_disk_that_answers_differently_later_changes_nothing(
+    start: int, ours: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is opened is what was judged: the disk turns into another after each first reading of a byte."""
+    each = disk(tmp_path / "disk", **{f"at{start}": ours})
+    honest, truth, given = examine(each), volumes.read, set[int]()
+
+    def two_faced(path: str, place: int, size: int) -> bytes:
+        content = bytearray(truth(path, place, size))
+        for block in range(place // 512, -(-(place + size) // 512)):
+            at = block * 512 - place
+            if block in given:
+                content[max(at, 0) : max(at + 512, 0)] = b"\xff" * len(content[max(at, 0) : max(at + 512, 0)])
+            given.add(block)
+        return bytes(content)
+
+    monkeypatch.setattr(volumes, "read", two_faced)
+    assert examine(each) == honest and honest.headers is not None and honest.start == start

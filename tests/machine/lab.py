@@ -17,14 +17,14 @@ from casemate.image import initrd
 from casemate.image.root import build_root
 from casemate.machine import home, qemu
 
-PATIENCE = 300
-DRIVERS = ("dm-log-writes.ko",)
-"""What the lab needs and no guest has. They depend on nothing but what the bootloader loads."""
+PATIENCE = 420
+DRIVERS = ("dm-log-writes.ko", "dm-bufio.ko", "dm-snapshot.ko")
+"""What the lab needs and no guest has loaded, each after what it depends on."""
 INIT = """#!/usr/bin/python3 -IB
 import os, subprocess, sys
 from casemate.guest import kernel
 kernel.finish(kernel.load_drivers(), "modprobe")
-for name in os.listdir("/lab/drivers"):
+for name in sorted(os.listdir("/lab/drivers")):
     subprocess.run(["insmod", f"/lab/drivers/{name}"], executable="/usr/bin/kmod", check=True)
 kernel.mount("/dev/vda", "/sysroot", "squashfs", kernel.MS_RDONLY)
 for name in ("dev", "proc", "sys", "run"):
@@ -44,6 +44,11 @@ kernel.power_off()
 """
 
 
+def script_of(*names: str) -> str:
+    """Return a script made of files that lie here, one after the other."""
+    return "\n\n".join((Path(__file__).parent / name).read_text() for name in names)
+
+
 def run_in_lab(script: str, disks: Sequence[Path], directory: Path, memory_mib: int = 1024) -> str:
     """Boot, run the script, return what it printed. The disks are raw files that exist."""
     cache = home.directory() / "cache"
@@ -52,8 +57,8 @@ def run_in_lab(script: str, disks: Sequence[Path], directory: Path, memory_mib: 
     cpio.file("lab/init", INIT.encode(), 0o755)
     cpio.file("lab/script.py", script.encode())
     drivers = root.tree / "usr/lib/modules" / root.release / "kernel/drivers/md"
-    for name in DRIVERS:
-        cpio.file(f"lab/drivers/{name}", (drivers / name).read_bytes())
+    for number, name in enumerate(DRIVERS):
+        cpio.file(f"lab/drivers/{number}-{name}", (drivers / name).read_bytes())
     image = directory / "lab.initrd"
     image.write_bytes(initrd.base(root, "amd64", cache) + cpio.finish())
     kind, kvm = qemu.ARCHITECTURES["amd64"], qemu.kvm_works()

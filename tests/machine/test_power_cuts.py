@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
-from lab import run_in_lab
+from lab import run_in_lab, script_of
 from luksvolumes import cryptsetup
 
 from casemate.contract.passphrase import passphrase
@@ -75,8 +75,7 @@ def recorded(tmp_path_factory: pytest.TempPathFactory) -> Recorded:
     for disk in disks:
         with disk.open("wb") as file:
             file.truncate(1 << 30)
-    script = (Path(__file__).parent / "volume_scenario.py").read_text()
-    said = run_in_lab(script, disks, directory)
+    said = run_in_lab(script_of("volume_steps.py", "volume_scenario.py"), disks, directory)
     print(said)
     facts = [json.loads(line[5:]) for line in said.splitlines() if line.startswith("FACT ")]
     assert facts and facts[-1] == {"what": "all"}, said

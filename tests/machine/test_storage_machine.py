@@ -1,4 +1,7 @@
-"""Volumes on real machines, three starts: two are made, then rolled and grown, then refused to the contract of before."""
+"""Volumes on real machines, three starts: two are made, then rolled and grown, then refused to the contract of before.
+
+One of them is authenticated.
+"""
 
 from __future__ import annotations
 
@@ -50,6 +53,7 @@ class Volumes:
             each: {"filesystem": filesystem, "mount": f"/mnt/{each}", "seed": provider[each]}
             for each, filesystem in NAMES.items()
         }
+        workload["volumes"]["second"]["integrity"] = "hmac-sha256"
         env["volumes"] = {each: {"seed": first[each]} for each in NAMES}
         if rolled:
             env["volumes"] = {each: {"seed": second[each], "previousSeed": first[each]} for each in NAMES}

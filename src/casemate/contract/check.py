@@ -86,7 +86,12 @@ def check_workload(workload: Section, env: Section | None = None) -> list[Proble
 def check_env(env: Section, *, now: datetime.datetime | None = None) -> list[Problem]:
     """Check an env section by itself."""
     return _with_rules(
-        _form("env", env), _key_services(env), _syslog(env, now), _authorities(env, now), _signing_key(env, now)
+        _form("env", env),
+        _key_services(env),
+        _anchors(env),
+        _syslog(env, now),
+        _authorities(env, now),
+        _signing_key(env, now),
     )
 
 
@@ -327,6 +332,16 @@ def _key_services(env: Section) -> Iterator[Problem]:
         )
 
 
+def _anchors(env: Section) -> Iterator[Problem]:
+    """Freshness anchors can be reached and believed by what the contract says."""
+    for name, volume in _volumes(env).items():
+        if "anchor" in volume:
+            from casemate.contract import anchors
+
+            place = _place("env.volumes", [name, "anchor"])
+            yield from _attempt(place, "HPL07001E", partial(anchors.read_anchor, volume["anchor"]))
+
+
 def _partners(workload: Section, env: Section) -> Iterator[Problem]:
     """Each volume has a seed in both sections."""
     ours, theirs = _volumes(workload), _volumes(env)
@@ -338,6 +353,9 @@ def _partners(workload: Section, env: Section) -> Iterator[Problem]:
                 yield Problem(place, "has no partner: env has no seed for this volume", id="HPL07001E")
         elif "seed" not in given:
             yield Problem(_place("env.volumes", [name, "seed"]), "is missing", id="HPL07001E")
+        if "anchor" in (given or {}) and ours[name].get("filesystem") != "btrfs":
+            text = "an anchor needs a volume with filesystem: btrfs, whose blocks are bound to its generation"
+            yield Problem(_place("env.volumes", [name, "anchor"]), text, id="HPL07001E")
     for name, volume in theirs.items():
         if name not in _mapping(workload.get("volumes")):
             near = _close_matches(name, list(ours))

@@ -59,6 +59,12 @@ class KeyServiceError(ContractError):
     id = "CONTRACT-KEY-SERVICE"
 
 
+class AnchorError(ContractError):
+    """What a volume says of its anchor can't be understood, or what the anchor says can't be believed."""
+
+    id = "CONTRACT-ANCHOR"
+
+
 def printable(place: str) -> str:
     """Return a place fit for a message, whatever the names in it are made of."""
     return "".join(character if character.isprintable() else "?" for character in place)[:300]

@@ -5,8 +5,9 @@ everything that the machine would refuse. Whatever is not understood is refused 
 than its author wrote down is worse than one that doesn't start.
 
 Mounts: ``./path`` is a file of the archive, or, where it has none of this name, an empty directory beside its files; a path at
-or below a volume's mount point is that volume; ``/var/hyperprotect`` is the public record, read-only; every other absolute
-path is a directory on the encrypted root that is made empty for the workload. No path of the guest itself can be reached.
+or below a volume's mount point is that volume; ``/var/hyperprotect`` is the public record, read-only, and below it ``tools``
+the guest's root as it is in the public archive, read-only; every other absolute path is a directory on the encrypted root that
+is made empty for the workload. No other path of the guest can be reached.
 """
 
 from __future__ import annotations

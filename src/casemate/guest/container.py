@@ -32,6 +32,7 @@ SCRATCH = Path("/var/lib/casemate/scratch")
 PAUSE = "/usr/bin/catatonit"
 HOLDERS = Path("/var/lib/casemate/holders")
 NETWORK = "workload"
+TOOLS = Path("/var/hyperprotect/tools")
 GRACE, STOP_PATIENCE = 5.0, 10
 LONGEST_LINE = 32_768
 """Bytes of a variable that a file of variables can hold on its line; the engine reads no line above 64 KiB."""
@@ -370,6 +371,12 @@ def write_files(workload: Workload) -> None:
         path.chmod(mode)
 
 
+def offer_tools() -> None:
+    """Show the guest's root, read-only, to the containers that mount it: squashfs of the public archive, without a secret."""
+    TOOLS.mkdir(mode=0o755)
+    kernel.mount("/", str(TOOLS), flags=kernel.MS_BIND)
+
+
 def tell_ready(address: str | None) -> None:
     """Tell systemd that the unit is up, see ``sd_notify(3)``: what waits for it goes on."""
     if address:
@@ -380,12 +387,14 @@ def tell_ready(address: str | None) -> None:
 
 def service() -> None:
     """Unpack, translate, start, stay; where the workload is complete, stop the machine."""
-    for left in (state.CONTRACT, state.SEEDS, state.PASSPHRASES, state.KEY_SERVICES):
+    for left in (state.CONTRACT, state.SEEDS, state.PASSPHRASES, state.VOLUME_KEYS, state.KEY_SERVICES):
         if left.exists():
             raise Stop("HPL08006E", "seeds, passphrases or sections are still there: no container starts")
     archive, workload = understood(state.section("workload"), state.read_json(state.ENVIRONMENT))
     unpack(archive, ARCHIVE)
     write_files(workload)
+    if any(str(TOOLS) in each.mounts for each in workload.services):
+        offer_tools()
     pods = [each for each in workload.services if each.holds_pod]
     network = None
     if sum(each.pod is None for each in workload.services) > 1:

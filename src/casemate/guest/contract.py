@@ -63,6 +63,12 @@ def take_key_services(env: dict[str, Any]) -> dict[str, dict[str, Any]]:
     return found
 
 
+def take_anchors(env: dict[str, Any]) -> dict[str, Any]:
+    """Remove from ``env`` how the anchors of volumes are reached, client keys included, and return it by volume."""
+    found = {name: volume.pop("anchor", None) for name, volume in env.get("volumes", {}).items()}
+    return {name: anchor for name, anchor in found.items() if anchor is not None}
+
+
 def shown(workload: dict[str, Any], env: dict[str, Any]) -> dict[str, Any]:
     """Return what a workload may see of the contract: no seeds, no passwords, no private keys."""
     both = copy.deepcopy({"workload": workload, "env": env})
@@ -109,6 +115,8 @@ def service() -> None:
     seeds = take_seeds(workload, env)
     if services := take_key_services(env):
         state.write_json(state.KEY_SERVICES, services)
+    if anchors := take_anchors(env):
+        state.write_json(state.ANCHORS, anchors)
     state.write_json(state.SEEDS, seeds)
     state.write_json(state.SECTIONS / "workload.json", workload)
     state.write_json(state.SECTIONS / "env.json", env)

@@ -46,6 +46,7 @@ class Volume:
     length: int
     mount: str
     shown: str
+    integrity: bool = False
 
 
 def delay(stamps: list[float], now: float) -> float:
@@ -60,6 +61,8 @@ def crypt_problem(tables: Mapping[str, str], volume: Volume, number: str) -> str
     ``tables`` are the kernel's tables by name, ``number`` the disk's device number as the kernel has it, ``252:16``.
     Format: Linux ``Documentation/admin-guide/device-mapper/dm-crypt.rst``.
     """
+    if volume.integrity:
+        return authenticated_problem(tables, volume, number)
     fields = tables.get(volume.mapping, "").split()
     if len(fields) < 8 or fields[2] != "crypt":
         return "is not encrypted"
@@ -69,6 +72,20 @@ def crypt_problem(tables: Mapping[str, str], volume: Volume, number: str) -> str
         return "lies on another device"
     if (fields[0], fields[1], fields[7]) != ("0", str(volume.length // 512), str(volume.start // 512)):
         return "lies in another place"
+    return ""
+
+
+def authenticated_problem(tables: Mapping[str, str], volume: Volume, number: str) -> str:
+    """The same for an authenticated volume, which has two devices; :func:`check_volume` sees that one lies on the other."""
+    from casemate.luks.integrity import lower_table, upper_table
+
+    upper, lower = tables.get(volume.mapping, "").split(), tables.get(f"{volume.mapping}.integrity", "").split()
+    key = f"casemate:{volume.mapping.removeprefix('data-')}"
+    if len(upper) < 7 or upper != upper_table(upper[6], volume.length, key).split():
+        return "is not encrypted and authenticated as it was"
+    wanted = lower_table(number, volume.start, volume.length).split()
+    if lower[:7] != wanted[:7] or not set(wanted[8:]) <= set(lower[8:]):
+        return "lies in another place, or on another device"
     return ""
 
 
@@ -129,8 +146,8 @@ def expected(plan: Plan, kept: bytes) -> Volume:
     """Return what the mapped device of a volume has to be, by its plan and the headers that it was opened with."""
     segment = read_header(kept).metadata["segments"]["0"]
     start = plan.start + int(segment["offset"])
-    mount = f"/var/volumes/{plan.name}"
-    return Volume(mapping(plan.name), plan.disk, start, plan.size - start, mount, plan.mount)
+    mount, length = f"/var/volumes/{plan.name}", plan.room if plan.integrity else plan.size - start
+    return Volume(mapping(plan.name), plan.disk, start, length, mount, plan.mount, plan.integrity)
 
 
 def check_volume(volume: Volume, kept: bytes, tables: Mapping[str, str]) -> int:
@@ -138,7 +155,10 @@ def check_volume(volume: Volume, kept: bytes, tables: Mapping[str, str]) -> int:
     name = f"the volume at {volume.shown}"
     if problem := crypt_problem(tables, volume, _number(Path("/sys/block", volume.disk.replace("/", "!")))):
         raise Stop("HPL13010E", f"{name} {problem}")
-    if mounted(Path("/proc/self/mountinfo").read_text()).get(volume.mount) != devices()[volume.mapping][0]:
+    found = devices()
+    if volume.integrity and tables[volume.mapping].split()[6] != found[f"{volume.mapping}.integrity"][0]:
+        raise Stop("HPL13010E", f"{name} lies on another device")
+    if mounted(Path("/proc/self/mountinfo").read_text()).get(volume.mount) != found[volume.mapping][0]:
         raise Stop("HPL13010E", f"{name} is not what is mounted there")
     return slots(kept)
 

@@ -1,12 +1,15 @@
 """What one service of the layer leaves for the next, all in memory (tmpfs), readable by root only.
 
 ``/run/casemate/``: ``contract/`` (what the bootloader left; gone when ``hpl-signature`` is done), ``seeds.json`` (gone when
-``hpl-lukspassphrase`` is done), ``passphrases/`` (gone when ``hpl-volumes`` is done), ``headers/`` (of the volumes, stays; they
-stand on the disks as well), ``auth.json``, ``certificates/`` and ``images.json``, which says what is pulled (gone when
+``hpl-lukspassphrase`` is done), ``passphrases/`` (gone when ``hpl-volumes`` is done), ``volumekeys/`` (of
+authenticated volumes; gone when ``hpl-storage`` has opened them), ``headers/`` (of the volumes, stays; they stand on the disks as
+well), ``auth.json``, ``certificates/`` and ``images.json``, which says what is pulled (gone when
 ``hpl-image`` has pulled), ``sections/workload.json`` and ``sections/env.json`` (without seeds) and ``environment.json`` (the
 merged variables; all three gone before the first container starts). ``expiry.json`` stays: when the contract ends. Where volumes
 have a third seed: ``keyservices.json``, how to reach the key services (gone when ``hpl-volumes`` is done), and ``keycheck.json``,
-which stays: what of it ``hpl-key-check`` needs, API keys included, and ``keycheck.said``, what it has told of.
+which stays: what of it ``hpl-key-check`` needs, API keys included, and ``keycheck.said``, what it has told of. Where volumes
+have an anchor: ``anchors.json``, which stays: how to reach it, client keys included. Where volumes are authenticated:
+``integrity.json``, what ``hpl-integrity`` watches.
 """
 
 from __future__ import annotations
@@ -22,10 +25,13 @@ CONTRACT = RUN / "contract"
 SECTIONS = RUN / "sections"
 SEEDS = RUN / "seeds.json"
 KEY_SERVICES = RUN / "keyservices.json"
+ANCHORS = RUN / "anchors.json"
+INTEGRITY = RUN / "integrity.json"
 KEY_CHECK = RUN / "keycheck.json"
 KEY_SAID = RUN / "keycheck.said"
 ENVIRONMENT = RUN / "environment.json"
 PASSPHRASES = RUN / "passphrases"
+VOLUME_KEYS = RUN / "volumekeys"
 AUTH = RUN / "auth.json"
 CERTIFICATES = RUN / "certificates"
 EXPIRY = RUN / "expiry.json"

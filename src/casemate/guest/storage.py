@@ -5,6 +5,7 @@ A cut of the power at any moment leaves a volume that opens, or a disk that coun
 
 - A new volume: a mark in one sector; the file system; the headers; the partition table; the mark is taken away.
 - A wrapped third seed stands twice, like the headers, and is written before them.
+- A volume with ``integrity`` is opened here, with the key that ``hpl-volumes`` left (:mod:`casemate.guest.authenticated`).
 - Headers change in one copy, then in the other; a key slot is added before another one goes.
 - A larger disk: what counts is computed from its size. The partition table tells others; the file system grows mounted.
 
@@ -19,7 +20,7 @@ import struct
 from contextlib import suppress
 
 from casemate.guest import kernel, state
-from casemate.guest.filesystems import grow_command, make_command
+from casemate.guest.filesystems import MIB, grow_command, make_command, read_when_made
 from casemate.guest.report import Stop, run, say
 from casemate.guest.volumes import BEING_MADE, HEADERS, Plan, plans, read
 from casemate.luks.header import in_order
@@ -38,11 +39,21 @@ def write(device: str, offset: int, content: bytes) -> None:
         os.close(descriptor)
 
 
-def make(plan: Plan) -> None:
-    """Make a file system in a new volume. The mark that it is being made stands on the disk before anything else."""
+def mark(plan: Plan) -> None:
+    """Write the mark that a volume is being made. It stands on the disk before anything else."""
     try:
         write(plan.path, METADATA_START, BEING_MADE)
-        state.call(*make_command(plan.filesystem, plan.device, plan.room))
+    except OSError as error:
+        raise Stop("HPL02005E", f"volume {plan.name}: {error}") from None
+
+
+def make(plan: Plan) -> None:
+    """Make a file system in a new volume."""
+    try:
+        if plan.integrity:
+            for offset, length in read_when_made(plan.filesystem, plan.room):
+                write(plan.device, offset, bytes(length))
+        state.call(*make_command(plan.filesystem, plan.device, plan.room, plan.integrity))
         write(plan.device, 0, b"")
     except OSError as error:
         raise Stop("HPL02005E", f"volume {plan.name}: {error}") from None
@@ -110,16 +121,35 @@ def mount(plan: Plan) -> str:
 def grow(plan: Plan, target: str) -> None:
     """Grow a mounted file system to the end of its volume."""
     try:
+        if plan.integrity:  # the kernel reads the block that is to be the last
+            write(plan.device, plan.room - MIB, bytes(MIB))
         state.call(*grow_command(plan.filesystem, plan.device, target, plan.room if plan.start else None))
     except OSError as error:
         raise Stop("HPL02006E", f"volume {plan.name}: {error}") from None
     say("HPL07017I", f"Volume {plan.name} has grown to {plan.length >> 20} MiB.")
 
 
+def opened(plan: Plan) -> Plan:
+    """Open an authenticated volume that exists; all others are open, or are to be made."""
+    if plan.make or not plan.integrity:
+        return plan
+    from casemate.guest import authenticated
+
+    return authenticated.open_volume(plan)
+
+
 def carry_out(plan: Plan) -> None:
     """Do all the writing for one volume, and mount it."""
+    if plan.integrity:
+        from casemate.guest import authenticated
     if plan.make:
+        mark(plan)
+        if plan.integrity:
+            authenticated.prepare(plan)
+            plan = authenticated.open_volume(plan)
         make(plan)
+    if plan.integrity:
+        authenticated.watch(plan)
     if plan.wrapped is not None:
         write_wrapped(plan)
     write_headers(plan)
@@ -138,9 +168,22 @@ def carry_out(plan: Plan) -> None:
 
 def service() -> None:
     """Carry out every plan."""
-    volumes = plans()
+    volumes = [opened(plan) for plan in plans()]
+    anchors = {}
+    if state.ANCHORS.exists():
+        from casemate.guest import anchor
+
+        anchors = anchor.load()
+    for plan in volumes:
+        if plan.name in anchors:
+            anchor.before(plan, anchors[plan.name])
     for plan in volumes:
         carry_out(plan)
+    for plan in volumes:
+        if plan.name in anchors:
+            anchor.after(plan, anchors[plan.name])
+    if state.VOLUME_KEYS.exists():
+        state.VOLUME_KEYS.rmdir()
     if volumes:
         say("HPL07003I", f"Mounting volumes done: {', '.join(plan.name for plan in volumes)}.")
 

@@ -8,6 +8,10 @@ this contract or empty: one of another contract stops the machine.
 What is slow, the stretching of passphrases, happens here: also for a volume that is yet to be made, and for a
 passphrase that rolls. ``hpl-storage`` finds a :class:`Plan` in memory and does all the writing, when every image has
 been admitted. The passphrases are gone when this service is done.
+
+A volume with ``integrity`` can't be opened without writing to it: dm-integrity writes what its journal holds. So its key slot
+is opened here, and ``hpl-storage`` finds the volume key in memory and opens the volume. Volumes with and without have other
+headers and other keys; which kind a disk has to have is the contract's word.
 """
 
 from __future__ import annotations
@@ -25,7 +29,9 @@ from casemate.guest.kernel import ARCHIVE_SERIAL
 from casemate.guest.report import Stop, run, say
 from casemate.luks.errors import LuksError
 from casemate.luks.header import START, is_luks, luks_area_size, placed, read_header, with_only
+from casemate.luks.integrity import room
 from casemate.luks.policy import (
+    AUTHENTICATED,
     DATA_START,
     DISK_END,
     METADATA_START,
@@ -40,7 +46,11 @@ from casemate.luks.policy import (
 if TYPE_CHECKING:
     from casemate.guest.thirdseed import ThirdSeeds
 
+WORKLOAD_LABEL = "casemate-workload"
+"""Label of the headers of a volume that a workload has made itself (:mod:`casemate.guest.workloaddisk`)."""
 SMALLEST = 256 * MIB
+SCRATCH = 16 * MIB
+"""As much room as cryptsetup needs behind the headers of an authenticated volume to make them."""
 HEADERS = state.RUN / "headers"
 PLANS = HEADERS / "plans.json"
 PATIENCE, EVERY = 900.0, 60.0
@@ -89,6 +99,7 @@ class Plan:
     table.
     ``steps``: files with headers to be written to the disk, in this order, each with the copy that counts before.
     ``wrapped``: of a volume with a third seed whose wrapped form is to be written, the copy on the disk that counts before.
+    ``integrity``: it is authenticated; then it is not open yet, and ``grow`` is not known.
     ``make``: there is no file system yet. ``grow``: the file system is smaller than the volume.
     """
 
@@ -102,6 +113,7 @@ class Plan:
     mount: str
     steps: list[tuple[str, int]]
     wrapped: int | None = None
+    integrity: bool = False
     make: bool = False
     being_made: bool = False
     grow: bool = False
@@ -123,6 +135,11 @@ def mapping(name: str) -> str:
     return f"data-{name}"
 
 
+def lower_mapping(name: str) -> str:
+    """Return the name of dm-integrity's device under that of an authenticated volume. No other volume's has a dot."""
+    return f"data-{name}.integrity"
+
+
 def plans() -> list[Plan]:
     """Return what this service left for ``hpl-storage``."""
     return [Plan(**each) for each in state.read_json(PLANS)]
@@ -139,8 +156,24 @@ def data_disks() -> Iterator[kernel.Disk]:
     for disk in kernel.disks():
         if any(Path("/sys/block", disk.name, "holders").iterdir()) or disk.serial == ARCHIVE_SERIAL:
             continue
-        if disk.size > DATA_START or (cidata.label(read(disk.path, 0, 64 << 10)) or "").lower() != "cidata":
+        beginning = read(disk.path, 0, 64 << 10)
+        if workloads_own(beginning):
+            continue
+        if disk.size > DATA_START or (cidata.label(beginning) or "").lower() != "cidata":
             yield disk
+
+
+def workloads_own(beginning: bytes) -> bool:
+    """Whether a disk is one that a workload has made a volume on, by its first bytes: it is left alone.
+
+    The infrastructure can give the headers of any disk this label. It could as well not attach the disk.
+    """
+    if not is_luks(beginning):
+        return False
+    try:
+        return read_header(beginning).label == WORKLOAD_LABEL
+    except LuksError:
+        return False
 
 
 def wait_for_disks(number: int) -> list[kernel.Disk]:
@@ -197,7 +230,10 @@ def examine(disk: kernel.Disk) -> Found:
 
 def _volume(disk: kernel.Disk, being_made: bool) -> Found | None:
     """Return the volume that begins at one of both places; raise :class:`LuksError` where it is none of ours."""
-    kinds: tuple[tuple[int, tuple[Expected, ...]], ...] = ((DATA_START, (OURS,)), (0, (OURS, OLDER)))
+    kinds: tuple[tuple[int, tuple[Expected, ...]], ...] = (
+        (DATA_START, (OURS, AUTHENTICATED)),
+        (0, (OURS, OLDER)),
+    )
     for start, expected in kinds:
         beginning = read(disk.path, start, START)
         if not is_luks(beginning):
@@ -236,12 +272,17 @@ def format_headers(name: str, found: Found, passphrase: bytes) -> bytes:
     file = HEADERS / f"{name}.new"
     HEADERS.mkdir(mode=0o700, parents=True, exist_ok=True)
     file.unlink(missing_ok=True)
+    kind = found.kind
+    command = ("cryptsetup", "luksFormat", *format_arguments(kind.integrity), "--key-file=-")
     try:
-        state.call(
-            *("cryptsetup", "luksFormat", *format_arguments(), "--key-file=-", "--header", str(file), found.disk.path),
-            stdin=passphrase,
-        )
-        return admitted(file.read_bytes().ljust(OURS.offset, b"\0"), found.length, OURS)
+        if kind.integrity:  # cryptsetup has dm-integrity write behind the headers: to a file in memory, not to the disk
+            state.call("modprobe", "loop")
+            with file.open("wb") as scratch:
+                scratch.truncate(kind.offset + SCRATCH)
+            state.call(*command, str(file), stdin=passphrase, env={"DM_DISABLE_UDEV": "1"})
+        else:
+            state.call(*command, "--header", str(file), found.disk.path, stdin=passphrase)
+        return admitted(read(str(file), 0, kind.offset).ljust(kind.offset, b"\0"), found.length, kind)
     except (OSError, LuksError) as error:
         raise Stop("HPL02002E", f"volume {name} can't be made: {error}") from None
     finally:
@@ -315,13 +356,40 @@ def open_volume(name: str, found: Found, headers: bytes, passphrase: bytes) -> s
     return slot
 
 
+def unlock(name: str, found: Found, headers: bytes, passphrase: bytes) -> str | None:
+    """Open a volume, or the key slot of an authenticated one; return the key slot, ``None`` for a wrong passphrase."""
+    if not found.kind.integrity:
+        return open_volume(name, found, headers, passphrase)
+    slots = list(read_header(headers).metadata["keyslots"])
+    slot = slots[0] if len(slots) == 1 else slot_of(name, headers, passphrase)
+    if slot is None:
+        return None
+    file, key = HEADERS / f"{name}.open", state.VOLUME_KEYS / name
+    state.write(file, headers)
+    state.VOLUME_KEYS.mkdir(mode=0o700, exist_ok=True)
+    key.unlink(missing_ok=True)
+    try:
+        state.call(
+            *("cryptsetup", "luksDump", "--dump-volume-key", "--batch-mode", "--volume-key-file", str(key)),
+            *("--key-file=-", str(file)),
+            stdin=passphrase,
+        )
+    except OSError as error:
+        if "ended with 2:" in str(error):
+            return None
+        raise Stop("HPL02003E", f"volume {name} can't be opened: {error}") from None
+    finally:
+        file.unlink()
+    return slot
+
+
 # ------------------------------------------------------------------------------------------------- matching
 
 
 def open_existing(name: str, found: Found) -> list[tuple[str, int]] | None:
     """Open a volume with its passphrase; return the headers to be written, ``None`` where the passphrase isn't its."""
     headers = found.headers or b""
-    slot = open_volume(name, found, headers, (state.PASSPHRASES / name).read_bytes())
+    slot = unlock(name, found, headers, (state.PASSPHRASES / name).read_bytes())
     if slot is None:
         return None
     steps = [] if found.copy is None else [_keep(f"{name}.mended", headers, found.copy)]
@@ -350,7 +418,7 @@ def roll(name: str, found: Found) -> list[tuple[str, int]] | None:
             continue
         new = next(iter(read_header(both).metadata["keyslots"].keys() - read_header(one).metadata["keyslots"].keys()))
         last = with_only(both, new)
-        if open_volume(name, found, last, (state.PASSPHRASES / name).read_bytes()) != new:
+        if unlock(name, found, last, (state.PASSPHRASES / name).read_bytes()) != new:
             raise Stop("HPL02125E", f"volume {name} does not open with its new passphrase; it is left as it was")
         _keep(name, last)
         return [*steps, _keep(f"{name}.both", both), _keep(f"{name}.one", last)]
@@ -387,7 +455,11 @@ def prepare(volumes: dict[str, dict[str, str]], third: ThirdSeeds | None = None)
     made: dict[str, Plan] = {}
     for each in [each for each in found if each.headers is not None]:
         # A passphrase is slow to try. Disks mostly come in the order of the volumes that were made on them.
-        names = [name for name in volumes if name not in made and _has_passphrase(name, each, third)]
+        names = [
+            name
+            for name, volume in volumes.items()
+            if name not in made and wanted(volume) == each.kind.integrity and _has_passphrase(name, each, third)
+        ]
         for rolled, way in ((False, open_existing), (True, roll)):
             for name in names:
                 if (steps := way(name, each)) is not None:
@@ -399,6 +471,8 @@ def prepare(volumes: dict[str, dict[str, str]], third: ThirdSeeds | None = None)
         else:
             if third is not None and each.start and any(name in third and name not in made for name in volumes):
                 third.explain(each.disk.name, wrapped_area(each.disk))
+            for name in [name for name in volumes if name not in made and wanted(volumes[name]) != each.kind.integrity]:
+                explain_kind(name, each)
             raise Stop("HPL02003E", f"disk {each.disk.name} opens with no volume's seeds: it is another contract's")
     waiting, empty = [name for name in volumes if name not in made], [each for each in found if each.headers is None]
     if len(waiting) > len(empty):
@@ -406,8 +480,22 @@ def prepare(volumes: dict[str, dict[str, str]], third: ThirdSeeds | None = None)
     for name, each in zip(waiting, empty, strict=False):
         if third is not None and name in third:
             third.make(name)
-        made[name] = _new(name, volumes[name], each)
+        made[name] = _new(name, volumes[name], replace(each, kind=AUTHENTICATED) if wanted(volumes[name]) else each)
     return [_with_third(made[name], third) for name in volumes]
+
+
+def explain_kind(name: str, found: Found) -> None:
+    """Stop where a disk has this volume, and of the other kind: made without integrity, or with it."""
+    file = state.PASSPHRASES / name
+    if file.exists() and slot_of(name, found.headers or b"", file.read_bytes()) is not None:
+        there, asked = ("with", "none") if found.kind.integrity else ("without", "it")
+        text = f"disk {found.disk.name} has it {there} integrity, and the contract asks for {asked}"
+        raise Stop("HPL07020E", f"volume {name}: {text}")
+
+
+def wanted(volume: dict[str, str]) -> bool:
+    """Whether the contract asks for an authenticated volume."""
+    return "integrity" in volume
 
 
 def wrapped_area(disk: kernel.Disk) -> bytes:
@@ -438,16 +526,20 @@ def _with_third(plan: Plan, third: ThirdSeeds | None) -> Plan:
 
 def _plan(name: str, volume: dict[str, str], found: Found, steps: list[tuple[str, int]], **more: bool) -> Plan:
     filesystem, mount = volume.get("filesystem", "ext4"), volume.get("mount", "/mnt/data")
+    space = found.length - found.kind.offset
     return Plan(
-        name, found.disk.name, found.disk.size, found.start, found.length, found.length - found.kind.offset,
+        name, found.disk.name, found.disk.size, found.start, found.length,
+        room(space) if found.kind.integrity else space,
         filesystem, mount, steps,
-        being_made=found.being_made, **more,
+        integrity=found.kind.integrity, being_made=found.being_made, **more,
     )  # fmt: skip
 
 
 def _existing(name: str, volume: dict[str, str], found: Found, steps: list[tuple[str, int]], rolled: bool) -> Plan:
     say("HPL07005I", f"Volume {name} has been opened on {found.disk.name}.")
     plan = _plan(name, volume, found, steps, rolled=rolled)
+    if plan.integrity:
+        return plan
     size = filesystem_size(plan.filesystem, read(plan.device, 0, SUPERBLOCKS))
     if size is None:
         raise Stop("HPL02007E", f"volume {name} holds no file system of the kind {plan.filesystem}")
@@ -457,11 +549,11 @@ def _existing(name: str, volume: dict[str, str], found: Found, steps: list[tuple
 def _new(name: str, volume: dict[str, str], found: Found) -> Plan:
     plan = _plan(name, volume, found, [(name, 0)], make=True)
     if plan.room < LEAST[plan.filesystem]:
-        least = (LEAST[plan.filesystem] + OURS.offset + DATA_START + DISK_END) // MIB
+        least = (LEAST[plan.filesystem] + found.disk.size - plan.room) // MIB
         raise Stop("HPL02121E", f"disk {found.disk.name} is too small for {plan.filesystem}: {least} MiB at least")
     passphrase = (state.PASSPHRASES / name).read_bytes()
     headers = format_headers(name, found, passphrase)
-    if open_volume(name, found, headers, passphrase) is None:
+    if unlock(name, found, headers, passphrase) is None:
         raise Stop("HPL02003E", f"volume {name} can't be opened right after it was made")
     _keep(name, headers)
     return plan

@@ -284,7 +284,7 @@ def _install_files(source: Path, root: Path) -> None:
         if path.is_dir():
             target.mkdir(parents=True, exist_ok=True)
         else:
-            write(target, path.read_bytes())
+            write(target, path.read_bytes(), 0o755 if "sbin" in target.parts else 0o644)
 
 
 def write(path: Path, content: bytes, mode: int = 0o644) -> None:

@@ -171,6 +171,12 @@ def with_only(area: bytes, slot: str) -> bytes:
     return rebuilt(replace(header, sequence=header.sequence + 1, metadata=metadata), area)
 
 
+def labelled(area: bytes, label: str) -> bytes:
+    """Return the headers with a label: at most 47 bytes of ASCII, which anybody who has the disk can change."""
+    header = replace(read_header(area), label=label)
+    return _copies(header) + area[2 * header.size :]
+
+
 def in_order(area: bytes, counts: int = 0) -> Iterator[tuple[int, bytes]]:
     """Yield offsets and bytes of headers to be written to a disk, each to be there before the next is begun.
 

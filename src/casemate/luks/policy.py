@@ -9,7 +9,8 @@
 The header is not authenticated and the disk belongs to the infrastructure. So the header isn't searched for what is
 bad; it has to have, key by key, the one form that we write, and what is not named here is refused:
 
-- one data segment, encrypted with aes-xts-plain64, from a fixed place to the end of the device; no integrity tags;
+- one data segment, encrypted with aes-xts-plain64, from a fixed place to the end of the device; with tags of HMAC-SHA256 in
+  volumes that are to be authenticated (:mod:`casemate.luks.integrity`), without any in all others;
 - one or two key slots (two while a passphrase rolls), each encrypted with aes-xts-plain64 under a passphrase hashed
   at a bounded cost, each in its own place of the key slots area, each of them for this segment's key;
 - one digest; no tokens, flags or requirements, so no re-encryption under way.
@@ -33,6 +34,8 @@ from casemate.luks.header import LARGEST_AREA, Header, read_header, rebuilt
 CIPHER: Final = "aes-xts-plain64"
 KEY_SIZE: Final = 64
 """Bytes of a volume key: two AES-256 keys."""
+TAG_SIZE: Final = 32
+"""Bytes that authenticate a sector, and of the key that makes them, which follows the other two: HMAC-SHA256."""
 DATA_OFFSET: Final = 1 << 20
 """Where the data of a volume that we make begins, in bytes; 2 * 16 KiB of headers and 512 KiB of key slots fit."""
 SECTOR_SIZE: Final = 4096
@@ -46,7 +49,6 @@ DISK_END: Final = 1 << 20
 
 _BLOCK: Final = 4096
 _STRIPES: Final = 4000
-_MATERIAL: Final = -(-KEY_SIZE * _STRIPES // _BLOCK) * _BLOCK
 _MOST_SLOTS: Final = 2
 
 # Bounds of what a passphrase may cost. Lower: what cryptsetup takes at least, or half of what we write. Upper: what
@@ -59,16 +61,22 @@ _KEY_ITERATIONS: Final = range(100_000, 100_000_001)
 _DIGEST_ITERATIONS: Final = range(1000, 10_000_001)
 
 
+_TAGS: Final = {"type": "hmac(sha256)", "journal_encryption": "none", "journal_integrity": "none"}
 _CURE: Final = "somebody else wrote this header: restore the disk from a backup, or attach the right disk"
 
 
-def format_arguments() -> list[str]:
-    """Return the options of ``cryptsetup luksFormat`` with which we make a volume; device and key are not in it."""
+def format_arguments(integrity: bool = False) -> list[str]:
+    """Return the options of ``cryptsetup luksFormat`` with which we make a volume; device and key are not in it.
+
+    With ``integrity`` for an authenticated one; then cryptsetup also writes behind the headers: see
+    :func:`casemate.guest.volumes.format_headers`.
+    """
     return [
         *("--type", "luks2", "--batch-mode", "--use-urandom"),
         *("--cipher", CIPHER, "--key-size", str(KEY_SIZE * 8), "--hash", "sha256"),
         *("--sector-size", str(SECTOR_SIZE), "--offset", str(DATA_OFFSET // 512)),
-        *("--luks2-metadata-size", "16k", "--luks2-keyslots-size", "512k"),
+        *("--luks2-metadata-size", "16k", "--luks2-keyslots-size", "768k" if integrity else "512k"),
+        *(("--integrity", "hmac-sha256", "--integrity-no-wipe") if integrity else ()),
         *kdf_arguments(),
     ]
 
@@ -84,21 +92,35 @@ class Expected:
 
     ``offset`` is where its data begins, in bytes. ``sector_size`` is 512 or 4096, or ``None`` for either.
     ``pbkdf2_allowed`` also admits key slots whose passphrase is hashed by PBKDF2. ``older`` also admits what other
-    Hyper Protect systems wrote: argon2i, and sha512 where we write sha256.
+    Hyper Protect systems wrote: argon2i, and sha512 where we write sha256. ``integrity``: it is authenticated, by HMAC-SHA256;
+    one that is and one that isn't are never taken for each other.
     """
 
     offset: int = DATA_OFFSET
     sector_size: int | None = SECTOR_SIZE
     pbkdf2_allowed: bool = False
     older: bool = False
+    integrity: bool = False
 
     def __post_init__(self) -> None:
         if not 0 < self.offset <= LARGEST_AREA or self.offset % _BLOCK or self.sector_size not in (None, 512, 4096):
             raise ValueError("no volume is of this kind")
 
+    @property
+    def key_size(self) -> int:
+        """Bytes of the volume key."""
+        return KEY_SIZE + TAG_SIZE if self.integrity else KEY_SIZE
+
+    @property
+    def material(self) -> int:
+        """Bytes that a key slot takes."""
+        return -(-self.key_size * _STRIPES // _BLOCK) * _BLOCK
+
 
 OURS: Final = Expected()
 """A volume made with :func:`format_arguments`."""
+AUTHENTICATED: Final = Expected(integrity=True)
+"""A volume made with ``format_arguments(integrity=True)``."""
 OLDER: Final = Expected(offset=16 << 20, sector_size=None, older=True)
 """A volume made by cryptsetup as it is, on a whole disk, by another Hyper Protect system."""
 
@@ -150,6 +172,7 @@ def _check_segment(segments: object, device_size: int, expected: Expected) -> No
             "iv_tweak": "0",
             "encryption": CIPHER,
             "sector_size": sizes,
+            **({"integrity": _TAGS} if expected.integrity else {}),
         },
     )
     room = device_size - expected.offset
@@ -169,7 +192,7 @@ def _check_slots(slots: object, area: range, hashes: frozenset[str], expected: E
         _object(
             slot,
             where,
-            {"type": "luks2", "key_size": KEY_SIZE, "af": _ANYTHING, "area": _ANYTHING, "kdf": _ANYTHING},
+            {"type": "luks2", "key_size": expected.key_size, "af": _ANYTHING, "area": _ANYTHING, "kdf": _ANYTHING},
         )
         _object(slot["af"], f"{where}.af", {"type": "luks1", "stripes": _STRIPES, "hash": hashes})
         _object(
@@ -178,16 +201,16 @@ def _check_slots(slots: object, area: range, hashes: frozenset[str], expected: E
             {
                 "type": "raw",
                 "offset": _DECIMAL,
-                "size": str(_MATERIAL),
+                "size": str(expected.material),
                 "encryption": CIPHER,
                 "key_size": KEY_SIZE,
             },
         )
         _check_kdf(slot["kdf"], f"{where}.kdf", hashes, expected)
         begin = int(slot["area"]["offset"])
-        if begin % _BLOCK or begin < area.start or begin + _MATERIAL > area.stop:
+        if begin % _BLOCK or begin < area.start or begin + expected.material > area.stop:
             raise _refused(f"{where}.area.offset", slot["area"]["offset"], "a place in the key slots area")
-        if any(abs(begin - other) < _MATERIAL for other in taken):
+        if any(abs(begin - other) < expected.material for other in taken):
             raise _refused(f"{where}.area.offset", slot["area"]["offset"], "a place of its own")
         taken.append(begin)
     return list(slots)
