@@ -6,6 +6,7 @@ The rules:
 
 - ``guest`` imports ``guest`` and the pure part, nothing else of ours; and of other packages those that Debian installs
   in the guest. Nothing is imported there under a name that is computed.
+- ``hpsb`` imports ``hpsb`` and the pure part; of other packages those that Debian installs, as the guest.
 - The pure part imports the pure part, and only such modules of the standard library as neither read nor write, start nor
   connect; it opens nothing. The one exception: the contract's schema is a file beside its module.
 - Nowhere: pickle and its like, YAML with objects, a shell, unpacking of archives to disk, TLS without verification,
@@ -31,6 +32,8 @@ PURE = (
     "secret",
     "strictjson",
 )
+WORKLOADS = ("hpsb",)
+"""Inside of the TEE too, in containers of their own: of other packages they have what the guest has."""
 OUTSIDE = ("image", "machine", "deploy", "build", "demo", "doctor", "cli")
 GUEST = ("guest", "contract", "attestation", "luks", "certificates", "cidata", "errors", "secret", "strictjson")
 IN_THE_GUEST = {"cryptography", "yaml", "jsonschema"}
@@ -62,12 +65,15 @@ def violations(package: Path) -> list[str]:
 
 def _file(name: str, tree: ast.Module) -> Iterator[tuple[int, str]]:
     part = name.split("/")[0].removesuffix(".py")
-    inside, pure = part == "guest", part in PURE
+    workload, pure = part in WORKLOADS, part in PURE
+    inside = part == "guest" or workload
     yield from _everywhere(tree)
     for line, module in _imports(name, tree):
         ours, top = module.startswith("casemate"), module.split(".")[0]
         owner = module.partition(".")[2].split(".")[0]
-        if ours and inside and owner not in GUEST:
+        if ours and workload and owner not in (part, "__version__", *PURE):
+            yield line, f"imports {module}, which its container does not have"
+        if ours and inside and not workload and owner not in GUEST:
             yield line, f"imports {module}, which is not in the guest"
         if ours and pure and owner not in PURE:
             yield line, f"imports {module}, which is not pure"

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import casemate
-from boundaries import GUEST, IN_THE_GUEST, OUTSIDE, PURE, violations
+from boundaries import GUEST, IN_THE_GUEST, OUTSIDE, PURE, WORKLOADS, violations
 from casemate.image.root import GUEST_PACKAGES, GUEST_PARTS, PACKAGES
 
 SOURCE = Path(casemate.__file__).parent
@@ -29,7 +29,7 @@ def test_every_part_of_the_source_is_known_to_the_check() -> None:
     parts = {
         path.name.removesuffix(".py") for path in SOURCE.iterdir() if path.name[0] != "_" and path.suffix in ("", ".py")
     }
-    assert {*PURE, *GUEST} <= parts <= {*PURE, *GUEST, *OUTSIDE}
+    assert {*PURE, *GUEST} <= parts <= {*PURE, *GUEST, *WORKLOADS, *OUTSIDE}
 
 
 def test_the_guest_starts_without_any_host_code() -> None:
@@ -57,6 +57,9 @@ def test_the_guest_starts_without_any_host_code() -> None:
         ("guest/a.py", "import rich.console", "Debian does not install"),
         ("guest/a.py", "import importlib\nimportlib.import_module('casemate.' + 'cli')", "computed name"),
         ("guest/a.py", "__import__('casemate.cli')", "computed name"),
+        ("hpsb/a.py", "from casemate.guest import state", "its container does not have"),
+        ("hpsb/a.py", "from casemate.cli import ui", "its container does not have"),
+        ("hpsb/a.py", "import requests", "Debian does not install"),
         ("contract/a.py", "from casemate.guest import state", "not pure"),
         ("contract/a.py", "from casemate.cli.ui import read_input", "not pure"),
         ("contract/a.py", "import os", "no input or output"),
@@ -107,6 +110,7 @@ def test_the_check_finds(tmp_path: Path, name: str, line: str, what: str) -> Non
             "from concurrent.futures import ThreadPoolExecutor\nfrom casemate.secureexec import header",
         ),
         ("cli/a.py", "import os, rich, click\nfrom casemate.machine import home\nfrom casemate.guest import state"),
+        ("hpsb/a.py", "import os, ssl\nfrom casemate.contract import images\nfrom . import vault\nopen('x')"),
         ("luks/a.py", "file.read(4)\nre.compile('x')\nout.write(b'')"),
     ],
 )

@@ -29,6 +29,7 @@ GROUPS = {
     "certificate": "Verify certificates and revocation lists.",
     "ca": "Keep the authority that certifies images: keys in tokens, rotation, revocation.",
     "keyset": "Keep the hosts that images are built for.",
+    "build": "Build container images inside the TEE, signed there.",
     "approval": "Sign what a build accepts, and verify that enough reviewers did.",
     "volume": "What belongs to data volumes.",
     "completion": "Shell completion.",

@@ -104,6 +104,58 @@ BUSYBOX = Recipe(
 )
 
 
+def build_server() -> Recipe:
+    """Return the recipe of the server of secure builds (:mod:`casemate.hpsb`): its tools, and the parts of this source it has."""
+    source = Path(__file__).parents[1]
+    parts = ("hpsb", "contract", "__init__.py", "approval.py", "errors.py", "secret.py", "strictjson.py")
+    modules = [
+        path for part in parts for path in (source / part, *(source / part).rglob("*.py")) if path.suffix == ".py"
+    ]
+    place = "usr/lib/python3/dist-packages"
+    return Recipe(
+        name="build-server",
+        packages=(
+            *(
+                "python3-minimal",
+                "libpython3-stdlib",
+                "python3-cryptography",
+                "python3-yaml",
+                "busybox-static",
+                "ca-certificates",
+            ),
+            *("buildah", "skopeo", "crun", "git", "gpg", "gpg-agent", "gpgconf"),
+        ),
+        paths=(
+            *(
+                f"usr/bin/{name}"
+                for name in ("python3.11", "python3", "buildah", "skopeo", "crun", "git", "gpg", "gpg-agent", "gpgconf")
+            ),
+            *(
+                "bin/busybox",
+                "usr/lib/python3.11",
+                "usr/lib/*/ossl-modules/legacy.so",
+                "usr/lib/git-core/git-remote-http*",
+                "usr/share/containers/seccomp.json",
+            ),
+            *(
+                f"{place}/cryptography",
+                f"{place}/yaml",
+                f"{place}/_cffi_backend*.so",
+                "etc/ssl/certs/ca-certificates.crt",
+            ),
+        ),
+        files={
+            **_BASE,
+            **{f"{place}/casemate/{path.relative_to(source)}": (0o644, path.read_text("utf-8")) for path in modules},
+        },
+        config={
+            "Entrypoint": ["/usr/bin/python3", "-IB", "-m", "casemate.hpsb.server"],
+            "Env": ["PATH=/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL=C.UTF-8"],
+            "ExposedPorts": {"8443/tcp": {}},
+        },
+    )
+
+
 def build(recipe: Recipe, *, cache: Path | None = None, progress: Callable[[str], None] = lambda step: None) -> Path:
     """Return the OCI layout of an image, made where the cache has none."""
     cache = cache or home.directory() / "cache"
