@@ -92,8 +92,8 @@ FORMS = {
     "image snapshot": '{"packages": number, "differences": [text], "updated": bool}',
     "se pack": '{"path", "size", "tag", "hosts": [fingerprint], "host_keys_verified": bool, "loaders": bool}',
     "se open": '{"path", "tag", "sizes": {part: bytes}}',
-    "se show": '{"path", "size", "tag", "hosts", "pages", "flags", "header_size", "clear_size", "pld", "ald", "tld", \
-"components": [{"name", "address", "size"}]}',
+    "se show": '{"path", "size", "tag", "hosts", "pages", "flags", "allows": [name], "header_size", "clear_size", "pld", \
+"ald", "tld", "components": [{"name", "address", "size"}]}',
     "se host-key": '{"verified": bool, "hosts": [{"fingerprint", "valid_until"}]}',
     "se attest verify": '{"tag", "cuid", "user_data", "image_host_key", "attestation_host_key", "secret_store", "firmware": hex, \
 "development": bool, "record": bool}',

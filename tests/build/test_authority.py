@@ -493,7 +493,9 @@ def test_a_production_authority_certifies_no_image_for_a_host_that_nobody_verifi
     assert refused(lambda: build_image(tmp_path / "i", ca=authority.directory)) == "IMAGE-HOST-UNVERIFIED"
     host = tmp_path / "home/host/host.crt"
     assert (
-        refused(lambda: build_image(tmp_path / "i", host_keys=[host], ca=authority.directory))
+        refused(
+            lambda: build_image(tmp_path / "i", host_keys=[("host.crt", host.read_bytes())], ca=authority.directory)
+        )
         == "IMAGE-HOST-UNVERIFIED"
     )
     assert len(authority.log()) == lines and not (tmp_path / "i").exists()

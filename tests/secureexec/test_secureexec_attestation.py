@@ -32,7 +32,7 @@ RECORD = b"26.11.0\nUltravisor CUID: 0x" + CUID.hex().encode() + b"\n" + b"ab" *
 
 @pytest.fixture(scope="module")
 def header(small: bytes) -> headers.Header:
-    return image.read_clear(io.BytesIO(small))[1]
+    return image.read_clear(io.BytesIO(small)).header
 
 
 @pytest.fixture(scope="module")
@@ -178,7 +178,7 @@ def test_the_header_of_another_image_is_refused(asked: tuple[bytes, bytes], answ
     out = io.BytesIO()
     image.pack(out, kernel=b"k", cmdline=b"another", initrd=None, hosts=[HostKey(host.public_key())])
     out.seek(0)
-    another = image.read_clear(out)[1]
+    another = image.read_clear(out).header
     with pytest.raises(AttestationError, match="another image"):
         att.verify(answer, asked[1], another)
 

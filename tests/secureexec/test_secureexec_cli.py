@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
-from se_format import craft, read
+from se_format import craft, craft_newer, read
 
 from casemate.secureexec.hostkey import HostKey
 
@@ -89,6 +89,29 @@ def test_the_loaders_go_together(work: Path, host: Key) -> None:
     assert read(image, host)
     alone = ("--kernel", "vmlinuz", "--cmdline", "x", "--initrd", "initrd.img", "--no-verify", "--host-key", "host.pub")
     assert run(work, "pack", *alone, "--stage3a", "stage3a", "-o", "new.img").returncode == 2
+
+
+def test_a_dump_needs_the_key_that_it_is_encrypted_with(work: Path) -> None:
+    (work / "cck").write_bytes(b"k" * 32)
+    pack(work, "--cck", "cck", "--enable", "confidential-dump", "--disable", "pckmo-ecc")
+    shown = json.loads(run(work, "show", "image.img", "--json").stdout)
+    assert shown["allows"] == ["confidential-dump", "pckmo-dea-tdea", "pckmo-aes"]
+    assert b"confidential-dump" in run(work, "show", "image.img").stdout
+    assert b"kkkkkkkk" not in (work / "image.img").read_bytes()
+    refused = run(work, "pack", *PARTS, "--enable", "confidential-dump", "-o", "new.img")
+    assert (refused.returncode, (work / "new.img").exists()) == (1, False)
+    (work / "cck").write_bytes(b"k" * 31)
+    assert run(work, "pack", *PARTS, "--cck", "cck", "-o", "new.img").returncode == 2
+
+
+def test_an_image_of_the_newer_tool_is_shown_and_opened(work: Path, host: Key) -> None:
+    (work / "newer.img").write_bytes(craft_newer({"kernel": b"K", "initrd": b"I"}, [host], flags=0xE0 | 1 << 28))
+    shown = run(work, "show", "newer.img")
+    assert b"NOT encrypted" in shown.stdout, shown.stderr
+    opened = run(work, "open", "newer.img", "--key", "host.key", "-o", "newer")
+    assert opened.returncode == 0, opened.stderr
+    files = {path.name: path.read_bytes() for path in (work / "newer").iterdir()}
+    assert files == {"kernel": b"K", "initrd": b"I", "cmdline": b""}
 
 
 def test_documents_are_verified_unless_one_says_loudly_not_to(

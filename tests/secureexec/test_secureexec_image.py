@@ -16,7 +16,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from se_format import HEADER, IPIB, PAGE, Draft, craft, point, read
+from se_format import HEADER, IPIB, PAGE, Draft, craft, craft_newer, point, read
 
 from casemate.errors import CasemateError
 from casemate.secureexec import header as headers
@@ -93,6 +93,117 @@ def test_the_loaders_get_their_arguments(host: Key) -> None:
     assert arguments == [HEADER - base, header_size, IPIB - base]
     assert found.psw[0] == 0x180000000
     assert opened(data, host)[0]["stage3b"][:3000] == b"b" * 3000
+
+
+NEWER = {"kernel": b"K" * 5000, "initrd": b"I" * (image.CHUNK + 77), "cmdline": b"console=ttyS0\0"}
+
+
+@pytest.mark.parametrize("missing", [(), ("cmdline",), ("initrd",), ("initrd", "cmdline")])
+def test_images_of_the_newer_tool_open_whatever_is_missing(host: Key, missing: tuple[str, ...]) -> None:
+    """Its initrd stands before the command line, and its parameter block behind all of it."""
+    given = {name: part for name, part in NEWER.items() if name not in missing}
+    parts, contents = opened(craft_newer(given, [host]), host)
+    assert parts["kernel"] == NEWER["kernel"]
+    assert parts.get("initrd") == given.get("initrd")
+    assert parts["cmdline"] == (b"" if "cmdline" in missing else b"console=ttyS0")
+    assert len(contents.components) == 4 - len(missing)
+
+
+def test_an_image_that_says_that_it_is_not_encrypted_opens_as_it_stands(host: Key) -> None:
+    data = craft_newer(NEWER, [host], flags=0xE0 | 1 << 28)
+    assert b"K" * 5000 in data
+    assert opened(data, host)[0]["kernel"] == NEWER["kernel"]
+    with pytest.raises(ImageError):  # the flag is covered by the header's tag
+        opened(data[: HEADER + 60] + b"\0\0\0\xe0" + data[HEADER + 64 :], host)
+
+
+@pytest.mark.parametrize(
+    ("parts", "kinds"),
+    [
+        ({"initrd": b"I", "kernel": b"K"}, {}),
+        ({"kernel": b"K", "cmdline": b"c\0", "initrd": b"I"}, {}),
+        ({"kernel": b"K", "initrd": b"I"}, {"initrd": 40}),
+        ({"kernel": b"K", "initrd": b"I", "cmdline": b"c\0"}, {"stage3b": 60}),
+        ({"kernel": b"K"}, {"kernel": 0, "stage3b": 1}),
+    ],
+)
+def test_components_that_are_not_what_their_numbers_say_are_refused(
+    host: Key, parts: dict[str, bytes], kinds: dict[str, int]
+) -> None:
+    """A command line may not pass for an initrd: what is which must be certain before anything is opened."""
+    with pytest.raises(ImageError, match="not those of any known image"):
+        opened(craft_newer(parts, [host], kinds=kinds), host)
+
+
+def test_a_parameter_block_at_the_end_is_read_once_more_and_must_be_the_same(host: Key) -> None:
+    data = craft_newer(NEWER, [host])
+
+    class Changing(io.BytesIO):
+        def seek(self, *where: int) -> int:
+            if where[0] == 0x10000:  # the block was read; now the file changes
+                self.getbuffer()[-1] ^= 1
+            return super().seek(*where)
+
+    with pytest.raises(ImageError, match="changed while it was read"):
+        image.open_image(Changing(data), host, lambda name, size: io.BytesIO())
+
+
+def test_nothing_may_follow_the_parameter_block_and_it_must_not_lie_in_a_component(host: Key) -> None:
+    data = craft_newer(NEWER, [host])
+    with pytest.raises(ImageError):
+        opened(data.ljust(-(-len(data) // PAGE) * PAGE + 1, b"\0"), host)
+    (at,) = (int.from_bytes(data[0xC014:0xC01C], "big"),)
+    inside = HEADER + PAGE  # a copy of the block in place of the kernel's first page
+    bad = bytearray(data)
+    bad[0xC014:0xC01C] = inside.to_bytes(8, "big")
+    bad[inside : inside + len(data) - at] = data[at:]
+    with pytest.raises(ImageError, match="within a component"):
+        opened(bytes(bad), host)
+
+
+def test_a_file_that_cannot_seek_is_refused_where_its_parameter_block_is_at_the_end(host: Key) -> None:
+    class Pipe(io.BytesIO):
+        def seekable(self) -> bool:
+            return False
+
+    with pytest.raises(ImageError, match=r"no parameter block|impossible place"):
+        image.open_image(Pipe(craft_newer(NEWER, [host])), host, lambda name, size: io.BytesIO())
+
+
+def test_flags_and_communication_key_are_as_asked_for(host: Key) -> None:
+    flags, secret_flags = headers.flags_of(
+        ["confidential-dump", "cck-extension-secret-enforcement"], ["pckmo-aes"], has_key=True
+    )
+    assert (flags, secret_flags) == (0xA0 | 1 << 29, 1 << 62)
+    out = io.BytesIO()
+    image.pack(
+        out,
+        kernel=b"k",
+        cmdline=b"",
+        initrd=None,
+        hosts=[HostKey(host.public_key())],
+        flags=flags,
+        secret_flags=secret_flags,
+        communication_key=b"c" * 32,
+    )
+    contents = opened(out.getvalue(), host)[1]
+    assert (contents.header.flags, contents.secrets.flags) == (flags, secret_flags)
+    assert contents.secrets.communication_key == b"c" * 32
+    assert headers.flags_of() == (headers.DEFAULT_FLAGS, 0)
+
+
+@pytest.mark.parametrize(
+    ("enable", "has_key"),
+    [
+        (["confidential-dump"], False),
+        (["cck-extension-secret-enforcement"], False),
+        (["cck-extension-secret-enforcement", "cck-update"], True),
+        (["no-component-encryption"], True),
+    ],
+)
+def test_flags_that_make_no_sense_are_refused(enable: list[str], has_key: bool) -> None:
+    with pytest.raises(ImageError):
+        headers.flags_of(enable, has_key=has_key)
 
 
 def test_every_image_has_keys_of_its_own(host: Key) -> None:

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import click
 
+from casemate.cli.hostkeys import Documents, host_key_options
+
 
 @click.group()
 def image() -> None:
@@ -16,14 +18,7 @@ def image() -> None:
 @image.command()
 @click.argument("directory", type=click.Path(path_type=Path, file_okay=False))
 @click.option("--arch", type=click.Choice(["amd64", "s390x"]), default="amd64", show_default=True)
-@click.option(
-    "--host-key",
-    "host_keys",
-    multiple=True,
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="Host key document of a machine that may open the image; several are possible. "
-    "Without any it is built for this user's software ultravisor.",
-)
+@host_key_options(required=False, ca="--host-ca")
 @click.option(
     "--keyset",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
@@ -36,7 +31,7 @@ def image() -> None:
 def build(
     directory: Path,
     arch: str,
-    host_keys: tuple[Path, ...],
+    documents: Documents,
     keyset: Path | None,
     ca: Path | None,
     pinned: bool,
@@ -47,25 +42,33 @@ def build(
 
     \b
     casemate image build my-image
-    casemate image build my-image --host-key HKD-9175-02C25B8.crt
+    casemate image build my-image --arch s390x --host-key HKD-9175-02C25B8.crt \\
+        --host-ca host-key-signing.crt --host-ca DigiCertCA.crt --host-ca DigiCertRoot.crt \\
+        --crl signing.crl --crl DigiCertCA.crl
 
+    Host key documents are verified as by `casemate se pack`; certificates above them are given with --host-ca.
     Packages are those of the source's list. Where Debian's archive has dropped one of them, the newest of all are taken and
     the difference is recorded, unless --pinned forbids it.
     """
+    from casemate.cli import hostkeys
     from casemate.cli.ui import steps
     from casemate.image.build import build_image
     from casemate.image.snapshot import Policy
 
-    if keyset and host_keys:
+    if documents.needless:
+        raise click.UsageError("there is no --host-key that could be verified with what was given, or not")
+    if keyset and documents.host_keys:
         raise click.UsageError("--keyset and --host-key exclude each other: put the host into the keyset")
     if pinned and newest:
         raise click.UsageError("--pinned and --newest exclude each other")
+    hosts = hostkeys.read(documents) if documents.host_keys else []
     policy = Policy.PINNED if pinned else Policy.NEWEST if newest else Policy.LISTED
     with steps("Building the image", quiet=as_json) as progress:
         built = build_image(
             directory,
             arch=arch,
-            host_keys=host_keys,
+            host_keys=hosts,
+            verified=bool(hosts) and not (documents.no_verify or documents.no_revocation_check),
             keyset=keyset,
             ca=ca,
             policy=policy,

@@ -18,6 +18,10 @@ from casemate.cli.ui import read_input
 
 _FILE = click.Path(dir_okay=False)
 _LARGEST_LOADER = 1 << 20
+_FLAGS = (
+    *("confidential-dump", "pckmo-dea-tdea", "pckmo-aes", "pckmo-ecc", "pckmo-hmac", "backup-target-keys"),
+    *("cck-extension-secret-enforcement", "cck-update"),
+)
 
 
 @click.group()
@@ -35,6 +39,11 @@ se.add_command(attest)
 @with_host_keys
 @click.option("--stage3a", type=_FILE, help="Another loader in the clear than ours, machine code for IBM Z.")
 @click.option("--stage3b", type=_FILE, help="Loader behind the encryption; goes together with --stage3a.")
+@click.option("--cck", type=_FILE, help="Customer communication key, 32 bytes that you keep; a random one otherwise.")
+@click.option(
+    "--enable", multiple=True, type=click.Choice(_FLAGS), help="What the image allows its machine beyond; several."
+)
+@click.option("--disable", multiple=True, type=click.Choice(_FLAGS), help="What it does not allow; several.")
 @click.option("-o", "--output", required=True, type=_FILE, help="Where the image goes.")
 @click.option("--json", "as_json", is_flag=True, help="Print what was packed as JSON.")
 def pack(
@@ -44,6 +53,9 @@ def pack(
     documents: Documents,
     stage3a: str | None,
     stage3b: str | None,
+    cck: str | None,
+    enable: tuple[str, ...],
+    disable: tuple[str, ...],
     output: str,
     as_json: bool,
 ) -> None:
@@ -52,6 +64,8 @@ def pack(
     Host key documents are verified as the tools for IBM Z do: a host-key signing key signed them, its certificate chains
     to a root that you give, and revocation lists say that nothing of it was withdrawn.
     A kernel for IBM Z gets the loaders that a machine starts with; any other is for the software ultravisor only.
+    Flags have the names that pvimg gives them. The usual ones are the three pckmo groups dea-tdea, aes, ecc. A dump
+    (confidential-dump) needs the key that it is encrypted with: --cck.
 
     \b
     casemate se pack --kernel vmlinuz --cmdline @cmdline --initrd initrd.img \\
@@ -62,8 +76,13 @@ def pack(
     """
     if (stage3a is None) != (stage3b is None):
         raise click.UsageError("--stage3a and --stage3b go together")
+    from casemate.secureexec import header as headers
     from casemate.secureexec import image
 
+    own_key = read_input(cck, headers.COMMUNICATION_KEY) if cck else None
+    if own_key is not None and len(own_key) != headers.COMMUNICATION_KEY:
+        raise click.UsageError(f"--cck: the key has {headers.COMMUNICATION_KEY} bytes, this one has {len(own_key)}")
+    flags, secret_flags = headers.flags_of(enable, disable, has_key=own_key is not None)
     hosts = load(documents)
     for source in (kernel, initrd):
         if Path(source).exists() and Path(output).exists() and Path(source).samefile(output):
@@ -84,6 +103,9 @@ def pack(
             hosts=hosts,
             stage3a=loaders[0],
             stage3b=loaders[1],
+            flags=flags,
+            secret_flags=secret_flags,
+            communication_key=own_key,
             progress=progress,
         )
     fingerprints = [host.fingerprint.hex() for host in hosts]
@@ -152,15 +174,15 @@ def show(image: str, as_json: bool) -> None:
     casemate se show image.img
     casemate se show image.img --json
     """
+    from casemate.secureexec import header as headers
     from casemate.secureexec import image as images
 
     with _reading(image) as file:
-        clear, header, components = images.read_clear(file)
+        clear = images.read_clear(file)
         size = os.fstat(file.fileno()).st_size
-    names = images.NAMES if len(components) == len(images.NAMES) else images.WITHOUT_INITRD
-    parts = [
-        {"name": name, "address": part.address, "size": part.size} for name, part in zip(names, components, strict=True)
-    ]
+    header, placed = clear.header, list(zip(clear.names, clear.components, strict=True))
+    parts = [{"name": name, "address": part.address, "size": part.size} for name, part in placed]
+    allows = [name for name, bit in headers.FLAGS.items() if header.flags & bit]
     facts = {
         "path": image,
         "size": size,
@@ -168,8 +190,9 @@ def show(image: str, as_json: bool) -> None:
         "hosts": [slot[:32].hex() for slot in header.slots],
         "pages": header.pages,
         "flags": f"{header.flags:#x}",
+        "allows": allows,
         "header_size": len(header.raw),
-        "clear_size": len(clear),
+        "clear_size": len(clear.data),
         "pld": header.pld.hex(),
         "ald": header.ald.hex(),
         "tld": header.tld.hex(),
@@ -180,10 +203,12 @@ def show(image: str, as_json: bool) -> None:
         return
     for name in ("size", "clear_size", "header_size", "pages", "flags", "tag", "pld", "ald", "tld"):
         click.echo(f"{name.replace('_', ' '):<12} {facts[name]}")
+    click.echo(f"{'allows':<12} {', '.join(allows)}")
     for slot in header.slots:
         click.echo(f"{'opens on':<12} {slot[:32].hex()}")
-    for name, part in zip(names, components, strict=True):
-        click.echo(f"{name:<12} {part.size} bytes at {part.address:#x}, encrypted")
+    how = "NOT encrypted" if "no-component-encryption" in allows else "encrypted"
+    for name, part in placed:
+        click.echo(f"{name:<12} {part.size} bytes at {part.address:#x}, {how}")
 
 
 @se.command("host-key")

@@ -169,6 +169,6 @@ def _header(path: str) -> Header:
 
     try:
         with Path(path).open("rb") as file:
-            return image.read_clear(file)[1]
+            return image.read_clear(file).header
     except OSError as error:
         raise CasemateError(f"can't be read: {error.strerror}", "check the name", path, id="CLI-FILE") from None

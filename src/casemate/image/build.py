@@ -96,7 +96,8 @@ def build_image(
     directory: Path,
     *,
     arch: str = "amd64",
-    host_keys: Sequence[Path] = (),
+    host_keys: Sequence[tuple[str, bytes]] = (),
+    verified: bool = False,
     keyset: Path | None = None,
     ca: Path | None = None,
     cache: Path | None = None,
@@ -107,8 +108,8 @@ def build_image(
     """Build an image into ``directory``: fresh keys each time, the root from the cache where it is there.
 
     ``say`` is told where the packages are not those of the source's list, which ``policy`` may forbid. ``host_keys`` are
-    host key documents of machines that may open it, ``keyset`` a file of such; without any it is built for this user's
-    software ultravisor, which only a development authority certifies.
+    names and contents of host key documents of machines that may open it, ``verified`` says whether their chains were, ``keyset``
+    is a file of such; without any it is built for this user's software ultravisor, which only a development authority certifies.
     Raises :class:`CasemateError`; a failure leaves nothing behind.
     """
     from casemate.image.ca import DevelopmentCA
@@ -117,17 +118,17 @@ def build_image(
 
     # What can be refused is refused before anything is built.
     _check_replaceable(directory)
-    verified = False
     if keyset is not None:
         from casemate.build import keyset as keysets
 
         kept = keysets.parse(keyset.read_bytes())
         documents, verified = kept.require(datetime.datetime.now(datetime.UTC)), kept.verified
     elif host_keys:
-        documents = [(path.name, path.read_bytes()) for path in host_keys]
+        documents = list(host_keys)
     else:
         from casemate.machine.ultravisor import SoftwareUltravisor
 
+        verified = False
         documents = [("development.crt", SoftwareUltravisor.load_or_create().document)]
     hosts = [hostkey.load(document) for _, document in documents]
 

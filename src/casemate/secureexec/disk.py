@@ -57,8 +57,7 @@ def write(image: BinaryIO, out: BinaryIO, size: int) -> int:
     Raises :class:`ImageError`: too large, none, or one without loaders, which no machine could start.
     """
     start = boot_map(size)
-    clear, _, _ = read_clear(image)
-    if clear.startswith(DISABLED_WAIT, STAGE3A_ENTRY):
+    if read_clear(image).data.startswith(DISABLED_WAIT, STAGE3A_ENTRY):
         raise ImageError("the image has no loaders: it is for the software ultravisor, which needs no disk for it")
     image.seek(STAGE3A)
     out.write(start)

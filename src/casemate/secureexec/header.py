@@ -31,7 +31,16 @@ from casemate.secureexec.hostkey import SLOT_SIZE
 MAGIC, VERSION = b"IBMSecEx", 0x100
 LARGEST_HEADER = 8192
 PAGE = 4096
-DEFAULT_FLAGS = 0xE0
+FLAGS = {
+    **{"confidential-dump": 1 << 29, "no-component-encryption": 1 << 28},
+    **{"pckmo-dea-tdea": 1 << 7, "pckmo-aes": 1 << 6, "pckmo-ecc": 1 << 5, "pckmo-hmac": 1 << 4},
+    "backup-target-keys": 1 << 1,
+}
+"""Flags in the clear, by the names that the tools for IBM Z have for them: what the image lets its machine do."""
+SECRET_FLAGS = {"cck-extension-secret-enforcement": 1 << 62, "cck-update": 1 << 61}
+"""Flags in the encrypted area, about secrets that are added to the machine."""
+DEFAULT_FLAGS = FLAGS["pckmo-dea-tdea"] | FLAGS["pckmo-aes"] | FLAGS["pckmo-ecc"]
+COMMUNICATION_KEY = 32
 PSW_MASK = 0x180000000
 """The mask of the PSW that the ultravisor starts with; its address is that of stage3b."""
 
@@ -108,6 +117,27 @@ def build(
         *(MAGIC, VERSION, size, iv, len(slots), len(area), pages, flags, customer_key), *digests
     ) + b"".join(slots)
     return clear + AESGCM(header_key).encrypt(iv, area, clear)
+
+
+def flags_of(enable: Sequence[str] = (), disable: Sequence[str] = (), *, has_key: bool = False) -> tuple[int, int]:
+    """Return both words of flags: the usual ones, with some switched on and off. Raises :class:`ImageError`.
+
+    ``has_key``: whether there is a communication key of one's own. A dump is encrypted with it, and an extension secret made
+    from it, so neither makes sense for a random key that nobody knows.
+    """
+    wanted = ({name for name, bit in FLAGS.items() if DEFAULT_FLAGS & bit} | set(enable)) - set(disable)
+    dump, enforced, update = "confidential-dump" in wanted, *(name in wanted for name in SECRET_FLAGS)
+    if (dump and not (has_key or update)) or (enforced and not has_key):
+        raise ImageError(
+            "a dump is encrypted with the communication key, and extension secrets are made from it: none is given",
+            "give a key of 32 bytes that you keep",
+        )
+    if enforced and update:
+        raise ImageError("cck-update and cck-extension-secret-enforcement exclude each other")
+    if "no-component-encryption" in wanted:
+        raise ImageError("components are always encrypted here")
+    clear, secret = (sum(bit for name, bit in table.items() if name in wanted) for table in (FLAGS, SECRET_FLAGS))
+    return clear, secret
 
 
 def header_size(slots: int, area: int = _SECRETS.size) -> int:

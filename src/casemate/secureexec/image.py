@@ -12,11 +12,13 @@ The file is what a machine loads at address 0:
 Components are encrypted page by page with AES-256-XTS; the tweak of a page is its component's prefix (u64) and the offset
 within the component (u64). Three digests in the header cover every page, every address and every tweak.
 
-``open_image`` reads every byte of the file once and in order, hashes and decrypts the same memory, and returns only when
-the header's tag, the three digests and the page count have held; until then the caller must use nothing of what its
-sinks were given. stage3a and stage3b are code for IBM Z (:mod:`casemate.secureexec.loader`): a kernel for IBM Z gets
-them by itself. Any other is for the software ultravisor, which doesn't run them: then both places hold a PSW that
-waits, disabled.
+That is our layout, and the older tool's; the newer one has kernel, initrd, command line, and the IPIB at the very end.
+
+``open_image`` reads every byte of the file once and in order (only a parameter block at the end is looked at before, and
+compared when its turn comes), hashes and decrypts the same memory, and returns only when the header's tag, the three
+digests and the page count have held; until then the caller must use nothing of what its sinks were given. stage3a and
+stage3b are code for IBM Z (:mod:`casemate.secureexec.loader`): a kernel for IBM Z gets them by itself. Any other is
+for the software ultravisor, which doesn't run them: then both places hold a PSW that waits, disabled.
 """
 
 from __future__ import annotations
@@ -47,6 +49,8 @@ STAGE3A, STAGE3A_ENTRY, IPIB, HEADER, COMPONENTS = 0x10000, 0x11000, 0x13000, 0x
 METADATA = 0xC000
 NAMES = ("kernel", "cmdline", "initrd", "stage3b")
 WITHOUT_INITRD = ("kernel", "cmdline", "stage3b")
+_KINDS = {40: "kernel", 50: "initrd", 60: "cmdline", 70: "stage3b"}
+"""What the newer tool begins its tweaks with, in the order of its components; command line and initrd may be missing."""
 _SMALL = ("cmdline", "stage3b")
 LARGEST_CMDLINE = 4096
 LARGEST_CLEAR = 1 << 20
@@ -56,7 +60,8 @@ DISABLED_WAIT = struct.pack(">QQ", 0x0002000180000000, 0x0000000000000CA5)
 _TWEAK = struct.Struct(">QQ")
 _ARGUMENTS = struct.Struct(">6QQQ")
 _STAGE3A_ARGUMENTS = struct.Struct(">QQQ")
-_METADATA = struct.pack(">8sQIQ", b"SeImgLnx", HEADER, 1, IPIB)
+_METADATA_FORM = struct.Struct(">8sQIQ")
+_METADATA = _METADATA_FORM.pack(b"SeImgLnx", HEADER, 1, IPIB)
 """Tells tools where the header and the parameter block are; firmware does not read it."""
 _KERNEL_PSW = (0x180000000, 0x10000)
 _S390_MAGIC, _S390_MAGIC_AT = b"S390EP", 0x10008
@@ -101,7 +106,7 @@ class _Line:
     stands at that moment.
     """
 
-    def __init__(self, key: bytes, *, encrypt: bool) -> None:
+    def __init__(self, key: bytes, *, encrypt: bool, plain: bool = False) -> None:
         if key[:32] == key[32:]:
             raise ImageError("the component key is none for AES-XTS: its halves are equal")
         self._pld, self._ald, self._tld = hashlib.sha512(), hashlib.sha512(), hashlib.sha512()
@@ -109,6 +114,7 @@ class _Line:
         self._tweak = bytearray(16)
         cipher = Cipher(AES(key), XTS(self._tweak))
         self._encrypt, self._context = encrypt, cipher.encryptor if encrypt else cipher.decryptor
+        self._plain = plain
         self._hasher, self._writer = ThreadPoolExecutor(1), ThreadPoolExecutor(1)
         self._ring: deque[tuple[bytearray, tuple[Future[object], ...]]] = deque(
             (bytearray(CHUNK + PAGE), ()) for _ in range(3)
@@ -131,7 +137,10 @@ class _Line:
         for start in range(0, len(data), PAGE):
             _TWEAK.pack_into(self._tweak, 0, component.tweak_prefix, offset + start)
             tweaks += self._tweak
-            self._context().update_into(source[start : start + PAGE], target[start:])
+            if self._plain:
+                target[start : start + PAGE] = source[start : start + PAGE]
+            else:
+                self._context().update_into(source[start : start + PAGE], target[start:])
         result = target[: len(data)]
         work: tuple[Future[object], ...] = (
             self._hasher.submit(self._pld.update, result if self._encrypt else data),
@@ -179,6 +188,9 @@ def pack(
     hosts: Sequence[HostKey],
     stage3a: bytes | None = None,
     stage3b: bytes | None = None,
+    flags: int = headers.DEFAULT_FLAGS,
+    secret_flags: int = 0,
+    communication_key: bytes | None = None,
     progress: Progress | None = None,
 ) -> Packed:
     """Write an image to ``out``, a file that can seek. ``progress`` is told how many bytes were packed so far.
@@ -244,7 +256,13 @@ def pack(
         slots=[make_slot(host, customer, header_key) for host in hosts],
         customer_key=coordinates(customer.public_key()),
         header_key=header_key,
-        secrets=Secrets(secrets.token_bytes(32), component_key, psw_address=entry),
+        secrets=Secrets(
+            communication_key or secrets.token_bytes(headers.COMMUNICATION_KEY),
+            component_key,
+            psw_address=entry,
+            flags=secret_flags,
+        ),
+        flags=flags,
     )
     out.seek(0)
     out.write(_clear(stage3a, headers.build_ipib(placed, HEADER, header_length), header))
@@ -265,22 +283,37 @@ def _clear(stage3a: bytes | None, ipib: bytes, header: bytes) -> bytes:
     return clear + ipib.ljust(HEADER - IPIB, b"\0") + header.ljust(COMPONENTS - HEADER, b"\0")
 
 
-def read_clear(file: BinaryIO) -> tuple[bytes, Header, list[Component]]:
-    """Read what stands in the clear: all bytes before the components, the header, the components' places.
+@dataclass(frozen=True, slots=True)
+class Clear:
+    """What stands in the clear: all bytes before the components, the header, the components' places and names.
 
-    Nothing is verified by a key. Raises :class:`ImageError` where these can't be, or overlap.
+    ``block``: the page with the parameter block, at ``block_at``.
+    """
+
+    data: bytes
+    header: Header
+    components: tuple[Component, ...]
+    names: tuple[str, ...]
+    block: bytes
+    block_at: int
+
+
+def read_clear(file: BinaryIO) -> Clear:
+    """Read what stands in the clear. Nothing is verified by a key.
+
+    Raises :class:`ImageError` where header or components can't be, or overlap. Where the parameter block is behind the
+    components the file must be one that can seek; it then stands where the first component begins.
     """
     clear = _read_up_to(file, STAGE3A)
-    while True:  # the parameter block is on a page boundary after stage3a, before or after the header
-        block = _read_up_to(file, PAGE)
-        clear += block
-        if len(block) < PAGE or len(clear) > LARGEST_CLEAR:
+    at, block = _block_at_the_end(file, clear)
+    while not block:  # the parameter block is on a page boundary after stage3a, before or after the header
+        at, page = len(clear), _read_up_to(file, PAGE)
+        clear += page
+        if _is_block(page):
+            block = page
+        elif len(page) < PAGE or len(clear) > LARGEST_CLEAR:
             raise ImageError("no parameter block for protected virtualization is in the file")
-        try:
-            components, header_address, header_size = headers.parse_ipib(block)
-            break
-        except ImageError:
-            continue
+    components, header_address, header_size = headers.parse_ipib(block)
     end = components[0].address
     if not len(clear) <= end <= LARGEST_CLEAR:
         raise ImageError("the components begin at an impossible place")
@@ -289,13 +322,49 @@ def read_clear(file: BinaryIO) -> tuple[bytes, Header, list[Component]]:
     header = headers.parse(clear[where:])
     if header_size not in (0, len(header.raw)):
         raise ImageError("the parameter block's lengths don't agree")
+    names = _names(components)
     _check_places(components, where + len(header.raw), header.pages)
-    return clear, header, components
+    if STAGE3A <= at < end and clear[at : at + len(block)] != block[: end - at]:
+        raise ImageError("the file changed while it was read")
+    if end <= at < (last := components[-1]).address + last.size:
+        raise ImageError("the parameter block is within a component")
+    return Clear(clear, header, tuple(components), names, block, at)
+
+
+def _block_at_the_end(file: BinaryIO, clear: bytes) -> tuple[int, bytes]:
+    """Return place and bytes of the parameter block where the note for tools says so and one is there; else nothing."""
+    if not clear.startswith(_METADATA[:8], METADATA) or not file.seekable():
+        return 0, b""
+    _, _, version, at = _METADATA_FORM.unpack_from(clear, METADATA)
+    if version != 1 or at % PAGE or not len(clear) <= at < LARGEST_IMAGE:
+        return 0, b""
+    file.seek(at)
+    block = _read_up_to(file, PAGE)
+    file.seek(len(clear))
+    return (at, block) if _is_block(block) else (0, b"")
+
+
+def _is_block(data: bytes) -> bool:
+    try:
+        headers.parse_ipib(data)
+    except ImageError:
+        return False
+    return True
+
+
+def _names(components: Sequence[Component]) -> tuple[str, ...]:
+    """Return the names of components: by the numbers that the newer tool gives them, or else by their order."""
+    kinds = [component.tweak_prefix >> 48 for component in components]
+    if all(kind in _KINDS for kind in kinds):
+        names = tuple(_KINDS[kind] for kind in kinds)
+        if kinds == sorted(set(kinds)) and {"kernel", "stage3b"} <= set(names):
+            return names
+    elif len(components) in (len(NAMES), len(WITHOUT_INITRD)):
+        return NAMES if len(components) == len(NAMES) else WITHOUT_INITRD
+    raise ImageError(f"the image has {len(components)} components that are not those of any known image")
 
 
 def _check_places(components: list[Component], start: int, pages: int) -> None:
-    if len(components) not in (len(NAMES), len(WITHOUT_INITRD)):
-        raise ImageError(f"the image has {len(components)} components, known are images of 3 or 4")
     for component in components:
         if component.address % PAGE or not component.size or component.address + component.size > LARGEST_IMAGE:
             raise ImageError("a component is empty, not on a page boundary, or too far away")
@@ -312,13 +381,14 @@ def open_image(file: BinaryIO, host: EllipticCurvePrivateKey, sink: Sink, progre
     The sinks are truncated to the exact sizes. Raises :class:`ImageError` or :class:`NoSlotError`: then nothing of what was
     written may be used, by anyone.
     """
-    clear, header, components = read_clear(file)
+    clear = read_clear(file)
+    header = clear.header
     secrets = headers.open_secrets(header, host)
-    names = NAMES if len(components) == len(NAMES) else WITHOUT_INITRD
-    position = len(clear)
+    position = len(clear.data)
     sinks: dict[str, BinaryIO] = {}
-    with _Line(secrets.component_key, encrypt=False) as line:
-        for name, component in zip(names, components, strict=True):
+    plain = bool(header.flags & headers.FLAGS["no-component-encryption"])
+    with _Line(secrets.component_key, encrypt=False, plain=plain) as line:
+        for name, component in zip(clear.names, clear.components, strict=True):
             _skip(file, component.address - position)
             padded = -(-component.size // PAGE) * PAGE
             if name in _SMALL and padded > CHUNK:
@@ -335,10 +405,14 @@ def open_image(file: BinaryIO, host: EllipticCurvePrivateKey, sink: Sink, progre
         digests = line.finish()
     if digests != (header.pld, header.ald, header.tld) or line.pages != header.pages:
         raise ImageError("the components were changed: the header's digests do not hold")
+    if clear.block_at >= position:
+        _skip(file, clear.block_at - position)
+        if _read_up_to(file, len(clear.block)) != clear.block:
+            raise ImageError("the file changed while it was read")
     if file.read(1):
         raise ImageError("the file goes on after its last component")
-    sizes = _exact_sizes(dict(zip(names, components, strict=True)), sinks)
-    _check_clear(clear, header, components, sinks["stage3b"], sizes["stage3b"])
+    sizes = _exact_sizes(dict(zip(clear.names, clear.components, strict=True)), sinks)
+    _check_clear(clear, sinks["stage3b"], sizes["stage3b"])
     for name in _SMALL:
         content = sinks[name]
         content.seek(0)
@@ -347,10 +421,10 @@ def open_image(file: BinaryIO, host: EllipticCurvePrivateKey, sink: Sink, progre
         if name in sinks:
             sinks[name].truncate(sizes[name])
             sinks[name].flush()
-    return Contents(sizes, tuple(components), header, secrets)
+    return Contents(sizes, clear.components, header, secrets)
 
 
-def _check_clear(clear: bytes, header: Header, components: list[Component], stage3b: BinaryIO, size: int) -> None:
+def _check_clear(clear: Clear, stage3b: BinaryIO, size: int) -> None:
     """Nothing authenticates the part in the clear. Where there are no loaders, or ours, all of it is known, and must be that.
 
     Which it is, is known from the component where the second one is. A tool may leave address and size of the header to
@@ -361,8 +435,9 @@ def _check_clear(clear: bytes, header: Header, components: list[Component], stag
     loader = stage3b.read(size)[: -_ARGUMENTS.size]
     if loader not in known:
         return
-    given = ((HEADER, len(header.raw)), (0, 0), (0, len(header.raw)))
-    if not any(clear == _clear(known[loader], headers.build_ipib(components, *place), header.raw) for place in given):
+    raw = clear.header.raw
+    blocks = (headers.build_ipib(clear.components, *place) for place in ((HEADER, len(raw)), (0, 0), (0, len(raw))))
+    if not any(clear.data == _clear(known[loader], block, raw) for block in blocks):
         raise ImageError("the part in the clear was changed: it is not what belongs to this image's loaders")
 
 
@@ -378,6 +453,8 @@ def _exact_sizes(places: dict[str, Component], sinks: dict[str, BinaryIO]) -> di
     loader.seek(0)
     text = loader.read()
     sizes = {name: component.size for name, component in places.items()}
+    sinks.setdefault("cmdline", io.BytesIO())
+    sizes.setdefault("cmdline", 0)
     at = text.find(struct.pack(">Q", places["kernel"].address))
     while at >= 0 and at + _ARGUMENTS.size <= len(text):
         numbers = _ARGUMENTS.unpack_from(text, at)
