@@ -32,7 +32,10 @@ PURE = (
     "strictjson",
 )
 OUTSIDE = ("image", "machine", "deploy", "build", "demo", "doctor", "cli")
-GUEST = ("guest", "contract", "attestation", "luks", "certificates", "cidata", "errors", "secret", "strictjson")
+GUEST = (
+    *("guest", "contract", "attestation", "secureexec", "luks", "certificates"),
+    *("cidata", "errors", "secret", "strictjson"),
+)
 IN_THE_GUEST = {"cryptography", "yaml", "jsonschema"}
 HARMLESS = {
     "__future__", "base64", "binascii", "collections", "concurrent", "contextlib", "copy", "dataclasses", "datetime", "difflib",
