@@ -35,7 +35,10 @@ PURE = (
 WORKLOADS = ("hpsb",)
 """Inside of the TEE too, in containers of their own: of other packages they have what the guest has."""
 OUTSIDE = ("image", "machine", "deploy", "build", "demo", "doctor", "cli")
-GUEST = ("guest", "contract", "attestation", "luks", "certificates", "cidata", "errors", "secret", "strictjson")
+GUEST = (
+    *("guest", "contract", "attestation", "secureexec", "luks", "certificates"),
+    *("cidata", "errors", "secret", "strictjson"),
+)
 IN_THE_GUEST = {"cryptography", "yaml", "jsonschema"}
 HARMLESS = {
     "__future__", "base64", "binascii", "collections", "concurrent", "contextlib", "copy", "dataclasses", "datetime", "difflib",

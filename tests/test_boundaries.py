@@ -48,7 +48,7 @@ def test_the_guest_starts_without_any_host_code() -> None:
         ("guest/a.py", "from casemate.machine import home", "not in the guest"),
         ("guest/a.py", "from casemate import cli", "not in the guest"),
         ("guest/a.py", "import casemate.image.build", "not in the guest"),
-        ("guest/a.py", "from casemate.secureexec import header", "not in the guest"),
+        ("guest/a.py", "from casemate.deploy import domain", "not in the guest"),
         ("guest/a.py", "from ..image import build", "not in the guest"),
         ("guest/a.py", "from .. import machine", "not in the guest"),
         ("guest/a.py", "def f():\n    if True:\n        from casemate import demo", "not in the guest"),

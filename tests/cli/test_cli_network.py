@@ -46,6 +46,7 @@ def test_the_network_config_goes_onto_the_volume_as_it_is() -> None:
 def test_ports_lead_to_the_static_address(config: bytes | None, address: str) -> None:
     assert _address(config) == address
     guest = qemu.Guest(
-        *("name", "amd64", 3, 4, "", [], [(8080, 80)], 1024, 1, Path("console"), Path("record"), 5), address=address
+        *("name", "amd64", 3, 4, "", [], [(8080, 80)], 1024, 1, Path("console"), Path("record"), 5, 6, 7),
+        address=address,
     )
     assert f"user,id=net,hostfwd=tcp:127.0.0.1:8080-{address}:80" in qemu.command(guest, kvm=False)

@@ -46,7 +46,7 @@ network:
     said = found["05-contract-0.network"].splitlines()
     for line in (
         "Type=ether",
-        "Name=!veth* !podman*",
+        "Name=!veth* !podman* !cni-podman*",
         "DHCP=no",
         "Address=192.168.122.5/24",
         "Gateway=192.168.122.1",

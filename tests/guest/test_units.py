@@ -29,6 +29,7 @@ def read(path: Path) -> dict[str, dict[str, str]]:
 
 
 ALL = {path.stem: read(path) for path in sorted(UNITS.glob("hpl-*.service"))}
+AFTERWARDS = {"hpl-attestation"}
 TIMERS = {path.stem: read(path) for path in sorted(UNITS.glob("hpl-*.timer"))}
 
 
@@ -44,6 +45,11 @@ def test_where_the_catch_itself_fails_or_hangs_process_1_ends_the_machine() -> N
     assert ALL["hpl-catch-success"]["Unit"]["JobTimeoutAction"] == "poweroff-force"
 
 
+def needed_directly(name: str) -> set[str]:
+    unit = ALL[name]["Unit"]
+    return {one.removesuffix(".service") for one in unit.get("Requires", "").split()}
+
+
 def needed(name: str) -> set[str]:
     """The services without which this one does not start, directly or through others, and for which it waits."""
     unit = ALL[name]["Unit"]
@@ -54,7 +60,13 @@ def needed(name: str) -> set[str]:
 
 
 def test_success_is_said_when_every_service_has_succeeded() -> None:
-    assert needed("hpl-catch-success") == set(ALL) - set(CATCH) - set(TIMERS)
+    assert needed("hpl-catch-success") == set(ALL) - set(CATCH) - set(TIMERS) - AFTERWARDS
+
+
+def test_what_comes_after_success_is_started() -> None:
+    for name in AFTERWARDS:
+        assert "hpl-catch-success" in needed_directly(name)
+        assert f"{name}.service" in read(UNITS / "hyperprotect.target")["Unit"]["Wants"].split()
 
 
 @pytest.mark.parametrize("name", sorted(set(ALL) - set(CATCH)))

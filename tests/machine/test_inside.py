@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import datetime
 import re
 import time
 from collections.abc import Callable, Iterator
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric import ec
 from surroundings import PATIENCE, SHELL, World, shell
 
+from casemate.attestation.verify import Measurement, verify
+from casemate.cli.attestation import _trust_of_image
+from casemate.cli.ui import read_header
 from casemate.contract.passphrase import passphrase
 from casemate.demo.search import search
 from casemate.demo.services import free_port
 from casemate.demo.story import _image_keys
 from casemate.image.build import ImageDirectory
-from casemate.machine.machines import Machine, Port, up
+from casemate.machine.machines import Machine, MachineError, Port, up
+from casemate.machine.ultravisor import SoftwareUltravisor
+from casemate.secureexec import attestation, hostkey
 
 pytestmark = pytest.mark.machines
 Ask = Callable[..., bytes]
@@ -137,6 +144,42 @@ def test_nothing_listens_but_what_the_workload_publishes(ask: Ask) -> None:
                 listening.add(int(fields[1].rpartition(":")[2], 16))
     assert listening <= {7000}
     assert b"getty" not in ask("cat /proc/[0-9]*/cmdline")
+
+
+def test_the_machine_is_attested_by_its_ultravisor(machine: tuple[Machine, int], world: World) -> None:
+    """Both levels: the ultravisor measures the image, and with it the hash of the record that is signed inside."""
+    host = [hostkey.load(SoftwareUltravisor.load_or_create().document)]
+    files = machine[0].record()
+    header = read_header(str(ImageDirectory(world.image).image))
+    text, trust = files["se-checksums.txt"], _trust_of_image(world.image)
+
+    def judged(answer: bytes, key: bytes, record: bytes = text) -> dict[str, str]:
+        verdict = verify(
+            record,
+            files["se-signature.bin"],
+            trust.certificate,
+            time=datetime.datetime.now(datetime.UTC),
+            issuers=trust.issuers,
+            crls=trust.crls,
+            reference=trust.reference,
+            measurement=Measurement(answer, key, header),
+        )
+        assert verdict.development
+        return {"holds": str(verdict.holds), **{row.name: row.outcome.value for row in verdict.rows}}
+
+    request, key = attestation.create(host, attestation.FIRMWARE | attestation.IMAGE_HOST_KEY)
+    answer = machine[0].attest(attestation.pack_request(request, b"say this instead"))
+    found = judged(answer, key)
+    assert found["holds"] == "True", found
+    assert found["measurement"] == found["Ultravisor CUID"] == found["uv_firmware.state"] == "proved"
+    # A later request has its own answer: the first one, replayed, is none.
+    later, later_key = attestation.create(host, attestation.FIRMWARE)
+    assert judged(answer, later_key)["measurement"] == "refuted"
+    assert judged(machine[0].attest(attestation.pack_request(later)), later_key)["measurement"] == "proved"
+    stranger = hostkey.HostKey(ec.generate_private_key(ec.SECP521R1()).public_key())
+    with pytest.raises(MachineError) as refused:
+        machine[0].attest(attestation.pack_request(attestation.create([stranger])[0]))
+    assert refused.value.id == "MACHINE-NO-ANSWER"
 
 
 def test_the_machine_stops_in_order(machine: tuple[Machine, int], world: World) -> None:

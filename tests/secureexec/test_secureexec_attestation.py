@@ -326,7 +326,7 @@ def attested(host: Key, configuration: Configuration, says: bytes) -> att.Attest
 
 def test_a_record_belongs_to_the_machine_that_names_its_hash(host: Key, configuration: Configuration) -> None:
     found = attested(host, configuration, machine.user_data(RECORD))
-    machine.require_same_machine(RECORD, found.user_data, found.cuid)
+    machine.require_same_machine(RECORD, found)
 
 
 @pytest.mark.parametrize(
@@ -345,13 +345,38 @@ def test_a_record_of_another_machine_is_refused(
 ) -> None:
     found = attested(host, dataclasses.replace(configuration, cuid=cuid), says)
     with pytest.raises(RecordError, match=what) as caught:
-        machine.require_same_machine(RECORD, found.user_data, found.cuid)
+        machine.require_same_machine(RECORD, found)
     assert caught.value.id == "RECORD-MACHINE"
 
 
 def test_a_record_without_the_line_is_bound_by_its_hash(host: Key, configuration: Configuration) -> None:
     plain = b"26.11.0\n" + b"ab" * 32 + b" root.tar.gz"
     found = attested(host, configuration, machine.user_data(plain))
-    machine.require_same_machine(plain, found.user_data, found.cuid)
+    machine.require_same_machine(plain, found)
     with pytest.raises(RecordError):
-        machine.require_same_machine(RECORD, found.user_data, found.cuid)
+        machine.require_same_machine(RECORD, found)
+
+
+def test_a_record_that_names_another_state_of_the_firmware_is_refused(host: Key, configuration: Configuration) -> None:
+    def measured(text: bytes) -> att.Attested:
+        request, key = att.create([HostKey(host.public_key())], att.FIRMWARE)
+        answer = att.perform(request, host, configuration, machine.user_data(text))
+        return att.verify(answer, key, configuration.header)
+
+    line = b"\n%s uv_firmware.state"
+    same = RECORD + line % hashlib.sha256(att.SOFTWARE_STATE).hexdigest().encode()
+    machine.require_same_machine(same, measured(same))
+    other = RECORD + line % (b"ef" * 32)
+    with pytest.raises(RecordError, match="another state of the firmware"):
+        machine.require_same_machine(other, measured(other))
+
+
+def test_a_file_says_how_long_it_is_or_is_none(asked: tuple[bytes, bytes], answer: Answer) -> None:
+    for file in (att.pack_request(asked[0], USER), att.pack_answer(answer), att.REFUSAL):
+        assert att.file_size(file[: att.START]) == len(file)
+    assert not att.is_answered(att.unpack(att.REFUSAL))
+    assert att.unpack(att.pack_request(asked[0], USER)).user_data == USER
+    sizes = (0, 63, att.LARGEST_FILE + 1, 2**32 - 1)
+    for start in (bytes(16), b"pvattest" + bytes(8), *(b"pvattest" + struct.pack(">II", 0x100, n) for n in sizes)):
+        with pytest.raises(AttestationError):
+            att.file_size(start)

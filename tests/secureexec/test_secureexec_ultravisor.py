@@ -64,7 +64,7 @@ def _is_open(name: str) -> bool:
 def test_the_parts_are_in_sealed_memory_until_the_end(ultravisor: SoftwareUltravisor, tmp_path: Path) -> None:
     tag = packed(ultravisor, tmp_path / "image")
     with ultravisor.open(tmp_path / "image") as opened:
-        assert (opened.cmdline, opened.tag) == ("quiet", tag)
+        assert (opened.cmdline, opened.header.tag) == ("quiet", tag)
         for descriptor, content in ((opened.kernel, KERNEL), (opened.initrd, INITRD)):
             assert os.fstat(descriptor).st_size == len(content)
             assert os.pread(descriptor, len(content), 0) == content

@@ -5,7 +5,7 @@ machine of that image has. An ultravisor's measurement says which image a *machi
 the machine chose. Casemate's software puts the hash of its own record there, and nothing else, whoever asks:
 
     guest:     user_data(record)                        what it hands to its ultravisor with any request
-    auditor:   require_same_machine(record, …)          after both, record and measurement, were verified by themselves
+    auditor:   require_same_machine(record, measured)   after both, record and measurement, were verified by themselves
 
 What follows, and why:
 
@@ -15,22 +15,23 @@ What follows, and why:
 - The measurement covers the verifier's nonce: the machine runs now.
 - It covers the identifier of this start (CUID). Where the record has the line, both must be the same; a record without the
   line is still bound by its hash.
-- The state of the firmware stands in the measurement as data for a service of IBM; the record's line of that name is
-  a hash whose input is not published, so the two are not compared.
+- It covers the state of the firmware, where the request asked for it. The line of that name in a record of our software is
+  the SHA-256 of these 320 bytes; that of others has an input that is not published, but their software gives no such user data.
 
 The order matters: verify the record's signature (:mod:`casemate.attestation.verify`) and the measurement
 (:mod:`casemate.secureexec.attestation`) first; only then does a match mean anything.
-
-**Not there yet**: in the guest, :func:`user_data` needs the ultravisor's device: ``/dev/uv``, ioctl ``UVIO_IOCTL_ATT`` of
-Linux for IBM Z. The software ultravisor gives its guests none.
 """
 
 from __future__ import annotations
 
 import hashlib
+from typing import TYPE_CHECKING
 
 from casemate.attestation import record as records
 from casemate.attestation.record import RecordError
+
+if TYPE_CHECKING:
+    from casemate.secureexec.attestation import Attested
 
 _LABEL = b"casemate-record/1\0"
 
@@ -43,17 +44,21 @@ def user_data(record: bytes) -> bytes:
     return _LABEL + hashlib.sha512(record).digest()
 
 
-def require_same_machine(record: bytes, measured: bytes, cuid: bytes) -> None:
+def require_same_machine(record: bytes, measured: Attested) -> None:
     """Raise :class:`RecordError` (``RECORD-MACHINE``) unless this record is that of the machine that was measured.
 
-    ``record``: text whose signature was verified. ``measured``, ``cuid``: user data and CUID of a verified measurement.
+    ``record``: text whose signature was verified. ``measured``: what a verified measurement says.
     """
-    if measured != user_data(record):
+    if measured.user_data != user_data(record):
         raise RecordError(
             "the measured machine has another record, or none",
             "was the answer asked from the machine that this record came from, since its last start?",
             id="RECORD-MACHINE",
         )
-    told = records.parse(record).facts.get(records.CUID)
-    if told is not None and told.strip().lower().removeprefix("0x") != cuid.hex():
+    parsed = records.parse(record)
+    told = parsed.facts.get(records.CUID)
+    if told is not None and told.strip().lower().removeprefix("0x") != measured.cuid.hex():
         raise RecordError("the record names another start of a machine (Ultravisor CUID)", id="RECORD-MACHINE")
+    state = parsed.hashes.get(records.FIRMWARE)
+    if state is not None and measured.firmware and state != hashlib.sha256(measured.firmware).hexdigest():
+        raise RecordError(f"the record names another state of the firmware ({records.FIRMWARE})", id="RECORD-MACHINE")

@@ -15,6 +15,9 @@ The rules:
   line is not proved.
 - What was given is asked for: a certificate with authorities asks for the chain, revocation lists for revocation,
   reference values, contract and cidata volume for their lines. Nothing given is silently unused.
+- A measurement that was given must hold for the image, and be of the machine that signed this record: it carries the record's
+  hash (:mod:`casemate.attestation.machine`). One of a software ultravisor shows no hardware, nor does one without the state of
+  the firmware.
 - A record of a development TEE is one by its own word (a ``TEE`` line) or by any certificate of its chain, and
   then nothing makes it a hardware record. A hardware record has a chain that is proved to a given root, free of the mark.
 
@@ -27,17 +30,20 @@ from __future__ import annotations
 import datetime
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
 from casemate.attestation import record as records
 from casemate.attestation.record import RecordError
+from casemate.errors import CasemateError
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey
 
     from casemate.certificates.chain import Chain
+    from casemate.secureexec.attestation import Attested
+    from casemate.secureexec.header import Header
 
 LARGEST_SIGNATURE = 1 << 10
 
@@ -45,6 +51,7 @@ MEANINGS = {
     "signature": "The record is the one that the image signed, unchanged",
     "chain": "The signing key belongs to this image: certificates up to a root that you trust",
     "revocation": "The attestation certificate was not withdrawn",
+    "measurement": "The ultravisor of a machine says: this image runs there, and this record is that machine's",
     "encryption": "The record was sealed for the auditor",
     records.TEE: "What protects the machine from whoever owns the host",
     "version": "The version of the image",
@@ -66,7 +73,7 @@ MEANINGS = {
     records.AUDITOR_KEY: "The auditor's public key: who may read the record",
 }
 GROUPS = {
-    "trust": ("signature", "chain", "revocation", "encryption", records.TEE),
+    "trust": ("signature", "chain", "revocation", "measurement", "encryption", records.TEE),
     "image": ("version", records.ROOT, records.BASE, records.SBOM, records.IMAGE_AGE),
     "machine": (records.MACHINE, records.CUID, records.HOST_KEY, records.HOST_KEY_VALID, records.FIRMWARE),
     "cidata": (records.CIDATA, records.META_DATA, records.USER_DATA, records.VENDOR_DATA),
@@ -80,6 +87,7 @@ TITLES = {
 _FACTS = (records.MACHINE, records.IMAGE_AGE, records.CUID, records.HOST_KEY, records.HOST_KEY_VALID)
 _OPTIONAL = (records.AUDITOR_KEY,)
 _NOT_UNDERSTOOD = "signed, but not a line that is understood"
+_MEASURED = "it holds for the request of this key and for the image, and carries the hash of this record"
 DEVELOPMENT, HARDWARE, UNKNOWN_TEE = "DEVELOPMENT TEE", "hardware TEE", "not known"
 
 
@@ -156,6 +164,18 @@ class Verdict:
 
 
 @dataclass(frozen=True, slots=True)
+class Measurement:
+    """What an ultravisor said (:mod:`casemate.secureexec.attestation`), and what it is verified with.
+
+    ``answer``: the file. ``key``: that of the request. ``header``: of the image, from whom one trusts for it.
+    """
+
+    answer: bytes
+    key: bytes = field(repr=False)
+    header: Header
+
+
+@dataclass(frozen=True, slots=True)
 class _Expected:
     """What something that was given says about a line. ``firm``: another value refutes the line."""
 
@@ -178,6 +198,7 @@ def verify(
     volume: bytes | None = None,
     files: Mapping[str, bytes] | None = None,
     key: RSAPrivateKey | None = None,
+    measurement: Measurement | None = None,
     require_hardware: bool = False,
 ) -> Verdict:
     """Verify a record (its text, or the token of it that is sealed for the auditor) and its raw signature.
@@ -185,7 +206,7 @@ def verify(
     ``certificate``: the attestation certificate, or a public key (then there is no chain). ``issuers``, ``untrusted``,
     ``crls``: as in :func:`casemate.certificates.chain.verify_chain`. ``reference``: JSON. ``contract``: the contract as
     delivered. ``volume``: the whole cidata volume; ``files``: single files of it by name (``meta-data``). ``key``: the
-    auditor's private key. ``time`` has a time zone.
+    auditor's private key. ``measurement``: of the machine that must have signed this record. ``time`` has a time zone.
 
     Raises :class:`~casemate.errors.CasemateError` where an input can't be read, or the record can't be opened.
     """
@@ -204,7 +225,16 @@ def verify(
         signed = False
     parsed = records.parse(text) if signed else None
     said, unknown = _lines(parsed) if parsed else ({}, [])
+    attested, why_not = _measured(measurement, text if signed else None)
+    if attested is not None:
+        expected |= _expected_of_machine(attested)
     tee = _tee(chain, marked, parsed)
+    if (
+        measurement is not None
+        and tee == HARDWARE
+        and not (attested and attested.firmware and not attested.development)
+    ):
+        tee = DEVELOPMENT if attested and attested.development else UNKNOWN_TEE
 
     def row(name: str, outcome: Outcome, why: str, asked: bool, value: str = "") -> Row:
         group = next((group for group, names in GROUPS.items() if name in names), "other")
@@ -222,6 +252,9 @@ def verify(
         *_chain_rows(row, chain, bool(crls)),
         *_tee_row(row, tee, parsed.facts.get(records.TEE, "") if parsed else "", require_hardware),
     ]
+    if measurement is not None:
+        outcome = Outcome.NOT_PROVED if not signed else Outcome.PROVED if attested else Outcome.REFUTED
+        rows.append(row("measurement", outcome, why_not or _MEASURED, True))
     if sealed:
         rows.append(row("encryption", Outcome.PROVED, sealed, False))
     trusted = signed and (chain is None or chain.proved)
@@ -237,6 +270,33 @@ def verify(
     places = [name for names in GROUPS.values() for name in names]
     rows.sort(key=lambda one: places.index(one.name) if one.group != "other" else len(places))
     return Verdict(parsed.version if parsed else "", tee, tuple(rows), chain, time)
+
+
+def _measured(measurement: Measurement | None, text: bytes | None) -> tuple[Attested | None, str]:
+    """Return what a measurement says that holds and is of the machine that signed this text, or why it is not."""
+    from casemate.attestation.machine import require_same_machine
+    from casemate.secureexec import attestation
+
+    if measurement is None:
+        return None, ""
+    if text is None:
+        return None, "not looked at: the record's signature does not hold"
+    try:
+        answer = attestation.unpack(measurement.answer)
+        if not attestation.is_answered(answer):
+            raise attestation.AttestationError("this is a request without an answer")
+        attested = attestation.verify(answer, measurement.key, measurement.header)
+        require_same_machine(text, attested)
+    except CasemateError as error:
+        return None, error.cause
+    return attested, ""
+
+
+def _expected_of_machine(attested: Attested) -> dict[str, list[_Expected]]:
+    found = {records.CUID: [_Expected(f"0x{attested.cuid.hex()}", "the ultravisor")]}
+    if attested.firmware:
+        found[records.FIRMWARE] = [_Expected(hashlib.sha256(attested.firmware).hexdigest(), "the ultravisor")]
+    return found
 
 
 def _lines(parsed: records.Record) -> tuple[dict[str, str], list[str]]:

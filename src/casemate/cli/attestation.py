@@ -12,7 +12,7 @@ import click
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey
 
-    from casemate.attestation.verify import Verdict
+    from casemate.attestation.verify import Measurement, Verdict
 
 RECORD, SEALED, SIGNATURE = "se-checksums.txt", "se-checksums.txt.enc", "se-signature.bin"
 _KEY_OPTIONS = (
@@ -50,6 +50,13 @@ def _with_key(function: Any) -> Any:
 @click.option("--contract", type=click.Path(), help="The contract as it was delivered, sealed as it is.")
 @click.option("--reference", type=click.Path(), help="Reference values, in place of those of --image.")
 @click.option("--cidata", type=click.Path(), help="The whole cidata volume that the machine was started with.")
+@click.option(
+    "--measurement", type=click.Path(), help="An ultravisor's answer, which must be of this record's machine."
+)
+@click.option("--protection-key", type=click.Path(), help="The key that was made with the request of --measurement.")
+@click.option(
+    "--boot-image", type=click.Path(), help="The encrypted image that was measured, where there is no --image."
+)
 @_with_key
 @click.option("--html", type=click.Path(dir_okay=False), help="Write the result as one self-contained page.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
@@ -64,6 +71,9 @@ def verify(
     contract: str | None,
     reference: str | None,
     cidata: str | None,
+    measurement: str | None,
+    protection_key: str | None,
+    boot_image: str | None,
     key: str | None,
     key_password_file: str | None,
     html: str | None,
@@ -77,6 +87,7 @@ def verify(
     casemate attestation verify --record record --image my-image --contract contract.yaml
     casemate attestation verify --record se-checksums.txt --signature se-signature.bin \\
         --cert attestation.crt --ca intermediate.crt --ca root.crt --crl intermediate.crl
+    casemate attestation verify --record record --image my-image --measurement answer.bin --protection-key arpk
 
     Exit code: 0 everything that was asked for is proved, 1 something is not. What you give is what you ask for.
     """
@@ -109,6 +120,7 @@ def verify(
         volume=read_input(cidata, LARGEST_VOLUME) if cidata else None,
         files=files,
         key=_private_key(key, key_password_file),
+        measurement=_measurement(measurement, protection_key, boot_image, image),
         require_hardware=require_hardware,
     )
     if html:
@@ -209,6 +221,23 @@ def _read_record(
     if signature is None:
         raise click.UsageError("give --signature, or the directory that holds both as --record")
     return data, read_input(signature, LARGEST_SIGNATURE), files
+
+
+def _measurement(answer: str | None, key: str | None, boot_image: str | None, image: Path | None) -> Measurement | None:
+    if answer is None:
+        if key is not None or boot_image is not None:
+            raise click.UsageError("--protection-key and --boot-image belong to --measurement")
+        return None
+    if key is None:
+        raise click.UsageError("--measurement without --protection-key: it can't be verified")
+    if boot_image is None and image is None:
+        raise click.UsageError("--measurement needs the image that should run: --image or --boot-image")
+    from casemate.attestation.verify import Measurement
+    from casemate.cli.ui import read_header, read_input
+    from casemate.secureexec.attestation import LARGEST_FILE
+
+    header = read_header(boot_image or str((image or Path()) / "casemate.img"))
+    return Measurement(read_input(answer, LARGEST_FILE), read_input(key, 64), header)
 
 
 def _private_key(path: str | None, password_file: str | None) -> RSAPrivateKey | None:

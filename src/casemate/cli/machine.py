@@ -258,6 +258,28 @@ def write_record(each: Machine, output: Path, as_json: bool) -> None:
 
 
 @machine.command()
+@_NAME
+@click.argument("request", type=click.Path(dir_okay=False))
+@click.option("-o", "--output", required=True, type=click.Path(dir_okay=False), help="Where the answer goes.")
+def attest(name: str, request: str, output: str) -> None:
+    """Have the machine NAME answer REQUEST by its ultravisor; the hash of its record is measured with it.
+
+    Under the software ultravisor that is for development, and proof of nothing.
+
+    \b
+    casemate se attest create --host-key host.crt --no-verify --ask firmware --protection-key arpk -o request.bin
+    casemate machine attest db request.bin -o answer.bin
+    casemate attestation verify --record record --image my-image --measurement answer.bin --protection-key arpk
+    """
+    from casemate.cli.ui import read_input, write_output
+    from casemate.machine.machines import get
+    from casemate.secureexec.attestation import LARGEST_FILE
+
+    write_output(output, get(name).attest(read_input(request, LARGEST_FILE)))
+    click.echo(f"{output}: answered by the software ultravisor: DEVELOPMENT, no protection from the owner of the host")
+
+
+@machine.command()
 @click.argument("names", nargs=-1, shell_complete=_names)
 @click.option("--all", "every", is_flag=True, help="All machines.")
 @click.option("--keep", is_flag=True, help="Only stop: console and record stay readable.")

@@ -2,16 +2,10 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import TYPE_CHECKING
-
 import click
 
 from casemate.cli.hostkeys import Documents, load, with_host_keys
-from casemate.cli.ui import read_input, write_output
-
-if TYPE_CHECKING:
-    from casemate.secureexec.header import Header
+from casemate.cli.ui import read_header, read_input, write_output
 
 _FILE = click.Path(dir_okay=False)
 _ASK = ("image-host-key", "attestation-host-key", "secret-store", "firmware")
@@ -63,7 +57,7 @@ def perform(
 ) -> None:
     """Answer REQUEST as the SOFTWARE ultravisor: for development, and proof of nothing.
 
-    On IBM Z, inside the machine, `pvattest perform` asks the firmware. A guest of the software ultravisor can't ask yet.
+    Outside of any machine, for images without Casemate's layer. A running machine answers by itself: `casemate machine attest`.
 
     \b
     casemate se attest perform request.bin --image image.img --key host.key --record se-checksums.txt -o answer.bin
@@ -87,7 +81,7 @@ def perform(
     if record:
         says = machine.user_data(read_input(record, records.LARGEST))
     host = hostkey.load_private(read_input(key, hostkey.LARGEST_DOCUMENT))
-    header = _header(image)
+    header = read_header(image)
     headers.open_secrets(header, host)  # an ultravisor measures only what it could open
     asked = attestation.unpack(read_input(request, attestation.LARGEST_FILE))
     configuration = attestation.Configuration(header, identifier, hostkey.HostKey(host.public_key()).fingerprint)
@@ -132,12 +126,12 @@ def verify(
     carried = attestation.unpack(read_input(answer, attestation.LARGEST_FILE))
     if not attestation.is_answered(carried):
         raise attestation.AttestationError("this is a request without an answer", where=answer)
-    found = attestation.verify(carried, read_input(key, 64), _header(image))
+    found = attestation.verify(carried, read_input(key, 64), read_header(image))
     for name, wanted, is_ in (("CUID", cuid, found.cuid), ("image host key", image_host_key, found.image_host_key)):
         if wanted is not None and wanted.lower().removeprefix("0x") != is_.hex():
             raise attestation.AttestationError(f"another {name} than was asked for, or none")
     if record:
-        machine.require_same_machine(read_input(record, records.LARGEST), found.user_data, found.cuid)
+        machine.require_same_machine(read_input(record, records.LARGEST), found)
     facts = {
         "tag": found.tag.hex(),
         "cuid": found.cuid.hex(),
@@ -160,15 +154,3 @@ def verify(
             click.echo(f"  {name.replace('_', ' '):<21}{facts[name]}")
     if found.development:
         click.echo("  DEVELOPMENT: a software ultravisor measured, which protects from nobody who owns the host")
-
-
-def _header(path: str) -> Header:
-    """Return the header of an image, not verified by a key."""
-    from casemate.errors import CasemateError
-    from casemate.secureexec import image
-
-    try:
-        with Path(path).open("rb") as file:
-            return image.read_clear(file).header
-    except OSError as error:
-        raise CasemateError(f"can't be read: {error.strerror}", "check the name", path, id="CLI-FILE") from None

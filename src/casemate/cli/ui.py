@@ -6,8 +6,13 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from casemate.errors import CasemateError
+
+if TYPE_CHECKING:
+    from casemate.secureexec.header import Header
 
 
 @contextmanager
@@ -67,6 +72,17 @@ def read_certificates(path: str) -> bytes:
     except CasemateError as error:
         raise CasemateError(error.cause, error.cure, path, id=error.id) from None
     return data
+
+
+def read_header(path: str) -> Header:
+    """Return the header of an encrypted image, not verified by a key. Raises :class:`CasemateError`."""
+    from casemate.secureexec import image
+
+    try:
+        with Path(path).open("rb") as file:
+            return image.read_clear(file).header
+    except OSError as error:
+        raise CasemateError(f"can't be read: {error.strerror}", "check the name", path, id="CLI-FILE") from None
 
 
 def write_output(path: str | None, data: bytes, mode: int = 0o644) -> None:

@@ -35,7 +35,7 @@ LARGEST, MOST = 64 << 10, 32
 
 _FLAGS = {"yes": True, "on": True, "true": True, "no": False, "off": False, "false": False}
 _PASSED_OVER = ("renderer", "optional", "set-name")
-_ALL = "Name=!veth* !podman*"
+_ALL = "Name=!veth* !podman* !cni-podman*"
 _REST = f"[Match]\nType=ether\n{_ALL}\n\n[Link]\nUnmanaged=yes\n"
 _DHCP = "UseHostname=no\nUseDomains=no\nUseNTP=no\n"
 

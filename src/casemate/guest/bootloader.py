@@ -27,13 +27,16 @@ import socket
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from casemate.guest import kernel
 from casemate.guest.kernel import ARCHIVE_SERIAL, ROOT_SERIAL
 from casemate.guest.report import Stop
 from casemate.guest.rootdisk import SMALLEST_ROOT_DISK, RootDisk, is_free
 from casemate.luks.policy import DATA_START
+
+if TYPE_CHECKING:
+    from casemate.secureexec.attestation import Attested
 
 BAKED = Path("/casemate")
 RECORD_PORT = "casemate.record"
@@ -175,33 +178,70 @@ def expiry(until: float, now: float) -> str | None:
 # ---------------------------------------------------------------------------------------------- record
 
 
-def make_record(image: dict[str, str], volume: bytes, files: dict[str, bytes], opened: Opened, now: float) -> bytes:
-    """Return the text of ``se-checksums.txt`` (``docs/formats/attestation-record.md``)."""
+def make_record(
+    image: dict[str, Any],
+    volume: bytes,
+    files: dict[str, bytes],
+    opened: Opened,
+    now: float,
+    attested: Attested | None,
+) -> bytes:
+    """Return the text of ``se-checksums.txt`` (``docs/formats/attestation-record.md``); ``attested``: the ultravisor's word."""
     from casemate.attestation import record
 
     def digest(data: bytes) -> str:
         return hashlib.sha256(data).hexdigest()
 
     facts = [*_machine_facts(), ("Image age", _age(float(image["created"]), now))]
-    if image.get("host_key_document"):
-        facts.append(("Host HKD", image["host_key_document"]))
-        facts.append(("HKD is valid until", image["host_key_valid_until"]))
-    hashes = [("root.tar.gz", image["root_sha256"]), ("baseimage", image["baseimage"]), ("sbom", image["sbom"])]
+    if attested is not None:
+        facts.append((record.CUID, f"0x{attested.cuid.hex()}"))
+    if host := _host(image["hosts"], attested):
+        facts.append((record.HOST_KEY, host["document"]))
+        facts.append((record.HOST_KEY_VALID, host["valid_until"]))
+    hashes = []
+    if attested is not None and attested.firmware:
+        hashes.append((record.FIRMWARE, digest(attested.firmware)))
+    hashes += [("root.tar.gz", image["root_sha256"]), ("baseimage", image["baseimage"]), ("sbom", image["sbom"])]
     hashes.append(("/dev/disk/by-label/cidata", digest(volume)))
     hashes += [(f"cidata/{name}", digest(files[name])) for name in ("meta-data", "user-data", "vendor-data")]
     hashes += [(f"contract:{name}", digest(text.encode())) for name, text in opened.sealed.items()]
     return record.build(image["version"], facts, hashes)
 
 
+def _host(hosts: list[dict[str, str]], attested: Attested | None) -> dict[str, str] | None:
+    """Return the host whose key opened the image: as the ultravisor says, else the only one that could."""
+    if attested is not None and attested.image_host_key:
+        same = [one for one in hosts if hashlib.sha256(bytes.fromhex(one["key"])).digest() == attested.image_host_key]
+        return same[0] if same else None
+    return hosts[0] if len(hosts) == 1 else None
+
+
+def ask_ultravisor(hosts: list[dict[str, str]]) -> Attested | None:
+    """Return what the ultravisor tells of this machine; nothing where it does not answer: then the record says nothing.
+
+    Whoever owns the host can keep it from answering; a verifier sees the lines missing.
+    """
+    from casemate.errors import CasemateError
+    from casemate.guest import ultravisor
+    from casemate.secureexec.hostkey import HostKey, from_coordinates
+
+    try:
+        if ultravisor.protected() and not ultravisor.DEVICE.exists():
+            kernel.run("modprobe", "uvdevice")
+        return ultravisor.identify([HostKey(from_coordinates(bytes.fromhex(host["key"]))) for host in hosts])
+    except (CasemateError, ultravisor.NoUltravisor, OSError, EOFError, ValueError) as error:
+        announce(f"# HPL11010W: the ultravisor tells nothing of this machine: {str(error) or type(error).__name__}")
+        return None
+
+
 def _machine_facts() -> list[tuple[str, str]]:
     """What is known of the machine. Only an ultravisor of IBM Z says that a guest is protected."""
-    try:
-        if Path("/sys/firmware/uv/prot_virt_guest").read_text().strip() == "1":
-            said = dict(line.split(":", 1) for line in Path("/proc/sysinfo").read_text().splitlines() if ":" in line)
-            parts = (said.get(name, "").strip() for name in ("Type", "Plant", "Sequence Code"))
-            return [("Machine Type/Plant/Serial", "/".join(parts))]
-    except OSError:
-        pass
+    from casemate.guest.ultravisor import protected
+
+    if protected():
+        said = dict(line.split(":", 1) for line in Path("/proc/sysinfo").read_text().splitlines() if ":" in line)
+        parts = (said.get(name, "").strip() for name in ("Type", "Plant", "Sequence Code"))
+        return [("Machine Type/Plant/Serial", "/".join(parts))]
     return [("TEE", DEVELOPMENT), ("Machine Type/Plant/Serial", "none/none/none")]
 
 
@@ -230,19 +270,28 @@ def write_record(directory: Path, text: bytes, key_pem: bytes, auditor: bytes | 
     return files
 
 
+def leave_user_data(text: bytes, directory: Path) -> None:
+    """Leave for ``hpl-attestation`` what ties a measurement of this machine to its record."""
+    from casemate.attestation.machine import user_data
+
+    (directory / "attestation").write_bytes(user_data(text))
+    (directory / "attestation").chmod(0o600)
+
+
 def send_record(files: dict[str, bytes]) -> None:
     """Offer the public record on the virtio port ``casemate.record``, where the machine has one: one line of JSON."""
     from base64 import b64encode
 
+    from casemate.guest.ultravisor import port
+
     line = json.dumps({name: b64encode(content).decode() for name, content in files.items()}) + "\n"
-    for port in Path("/sys/class/virtio-ports").glob("*"):
-        if (port / "name").is_file() and (port / "name").read_text().strip() == RECORD_PORT:
-            try:
-                descriptor = os.open(f"/dev/{port.name}", os.O_WRONLY | os.O_NONBLOCK)
-                os.write(descriptor, line.encode())
-                os.close(descriptor)
-            except OSError:
-                announce("the record could not be offered on its port")  # it stays in /var/hyperprotect
+    if (device := port(RECORD_PORT)) is not None:
+        try:
+            descriptor = os.open(device, os.O_WRONLY | os.O_NONBLOCK)
+            os.write(descriptor, line.encode())
+            os.close(descriptor)
+        except OSError:
+            announce("the record could not be offered on its port")  # it stays in /var/hyperprotect
 
 
 # ---------------------------------------------------------------------------------------------- handing over
@@ -370,7 +419,8 @@ def boot(root_directory: str) -> None:
     (public / "cidata").mkdir(parents=True)
     for name in ("meta-data", "vendor-data"):
         (public / "cidata" / name).write_bytes(files[name])
-    text = make_record(image, volume, files, opened, time.time())
+    text = make_record(image, volume, files, opened, time.time(), ask_ultravisor(image["hosts"]))
+    leave_user_data(text, Path("/run/casemate"))
     attestation_key = (keys / "attestation.pem").read_bytes()
     record = write_record(public, text, attestation_key, opened.plain.get("attestationPublicKey"), image["version"])
     destroy_keys(keys)

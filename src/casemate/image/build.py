@@ -178,7 +178,10 @@ def build_image(
         **{"root_sha256": root.sha256, "root_size": root.size},
         **{"baseimage": values["baseimage"], "sbom": values["sbom"]},
         "contracts_until": int(certificates.until.timestamp()),
-        **{"host_key_document": documents[0][0], "host_key_valid_until": hosts[0].valid_until},
+        "hosts": [
+            {"document": name, "valid_until": host.valid_until, "key": hostkey.coordinates(host.public).hex()}
+            for (name, _), host in zip(documents, hosts, strict=True)
+        ],
     }
     reference = {
         **{"format": "casemate-reference-values/1", "version": VERSION, "arch": arch, "created": now.isoformat()},

@@ -30,20 +30,24 @@ LINKS = {
 }
 DRIVERS = (
     *("virtio_pci", "virtio_ccw", "virtio_blk", "virtio_net", "virtio_rng", "virtio_console"),
-    *("dm_crypt", "xts", "aesni_intel", "aes_s390", "squashfs"),
+    *("dm_crypt", "xts", "ecb", "aesni_intel", "aes_s390", "squashfs"),
 )
 """Loaded by the bootloader where the architecture has them."""
+LATER = ("uvdevice",)
+"""There where the architecture has them, and loaded only where the machine has what they drive."""
 
 TRACE = """
 import sys
 sys.path.insert(0, "/usr/lib/python3/dist-packages")
 import casemate.guest.init, casemate.guest.bootloader, casemate.guest.rootdisk
 import json, base64, socket, subprocess, ctypes, hashlib
+import casemate.guest.ultravisor
 import encodings.idna, encodings.ascii, encodings.latin_1, encodings.utf_16_be
 from casemate import cidata
 from casemate.contract import document, token
-from casemate.attestation import record
-from cryptography.hazmat.primitives.asymmetric import rsa
+from casemate.attestation import machine, record
+from casemate.secureexec import attestation, hostkey
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives import serialization
 key = rsa.generate_private_key(65537, 2048)
 pem = key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
@@ -52,6 +56,8 @@ text = token.seal(b"x: 1", public)
 assert token.open_token(text, token.load_private_key(pem)).plain == b"x: 1"
 record.sign(record.build("1", [], []), pem)
 assert document.parse_section(b'x: 1')
+host = hostkey.from_coordinates(hostkey.coordinates(ec.generate_private_key(ec.SECP521R1()).public_key()))
+attestation.create([hostkey.HostKey(host)])
 document.parse_contract(b"workload: '%s'\\nenv: '%s'\\n" % (text.encode(), text.encode()))
 try:
     cidata.read_volume(bytes(65536))
@@ -213,7 +219,7 @@ def _drivers(cpio: Cpio, tree: Path, release: str) -> list[str]:
         dependencies[name] = needs.split()
     present = [name for name in DRIVERS if name in paths]
     wanted: set[str] = set()
-    for driver in present:
+    for driver in (*present, *(name for name in LATER if name in paths)):
         name = str(paths[driver].relative_to(modules))
         wanted |= {name, *dependencies[name]}
     small = tree / "small/lib/modules" / release

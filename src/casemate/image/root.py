@@ -42,11 +42,15 @@ LOADERS = {"amd64": "ld-linux-x86-64.so.2", "s390x": "ld64.so.1"}
 TRIPLES = {"amd64": "x86_64-linux-gnu", "s390x": "s390x-linux-gnu"}
 ARCHITECTURE_PACKAGES = {
     "amd64": ("linux-image-cloud-amd64", "netavark", "aardvark-dns"),
-    "s390x": ("linux-image-s390x", "containernetworking-plugins"),
+    "s390x": (
+        *("linux-image-s390x", "containernetworking-plugins", "golang-github-containernetworking-plugin-dnsname"),
+    ),
 }
+NETWORKS = {"amd64": ("netavark", "netavark"), "s390x": ("cni", "../cni/bridge")}
+"""What gives containers their networks: podman's name of it, and its program, seen from ``/usr/lib/podman``."""
 
 GUEST_PARTS = ("__init__.py", "errors.py", "secret.py", "cidata.py", "strictjson.py")
-GUEST_PACKAGES = ("contract", "attestation", "certificates", "luks", "guest")
+GUEST_PACKAGES = ("contract", "attestation", "certificates", "luks", "secureexec", "guest")
 
 LEFT_OUT = """
 boot/* dev/* proc/* run/* sys/* tmp/* var/* root/* home/* media/* srv/* initrd.img* vmlinuz* usr/games/* usr/include/*
@@ -237,6 +241,7 @@ def _make_archive(
             shutil.copyfile(unit, units / unit.name)
     shutil.rmtree(package / "guest/units", ignore_errors=True)
     configure(root)
+    set_network(root, *NETWORKS[arch])
     run(["chroot", str(root), "/usr/sbin/depmod", release])
     new, libraries = work / "root.squashfs", tree / "usr/lib" / TRIPLES[arch]
     run(
@@ -293,6 +298,13 @@ def write(path: Path, content: bytes, mode: int = 0o644) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(content)
     path.chmod(mode)
+
+
+def set_network(root: Path, backend: str, program: str) -> None:
+    """Tell the container engine by what containers get their networks: not every architecture has the same."""
+    configuration = root / "etc/containers/containers.conf"
+    write(configuration, configuration.read_bytes().replace(b"@network@", backend.encode()))
+    (root / "usr/lib/podman/network").symlink_to(program)
 
 
 WANTED = (

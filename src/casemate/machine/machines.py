@@ -24,7 +24,7 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -158,11 +158,11 @@ class Machine:
         return files
 
     def stop(self, patience: float = 60.0) -> None:
-        """End it: as by Ctrl-Alt-Del, which the guest takes as a wish to power off; after ``patience``, by force."""
+        """End it: as by Ctrl-Alt-Del, or what a processor has for it, a wish to power off; after ``patience``, by force."""
         if not self.running:
             return
         with contextlib.suppress(OSError):
-            self._control("send-key", keys=[{"type": "qcode", "data": key} for key in ("ctrl", "alt", "delete")])
+            self._control(qemu.ARCHITECTURES[self.described().get("arch", "amd64")].power_button)
             if self._ended(patience):
                 return
         with contextlib.suppress(OSError, KeyError):
@@ -186,23 +186,51 @@ class Machine:
             time.sleep(0.05)
         return True
 
-    def _control(self, order: str, **arguments: Any) -> None:
-        """Give QEMU's monitor one order. Raises :class:`OSError`."""
+    def attest(self, request: bytes, patience: float = 60.0) -> bytes:
+        """Have the guest answer a file with a request for attestation; return the file with the answer, not verified.
+
+        Raises :class:`MachineError` where it does not answer, :class:`OSError`.
+        """
+        from casemate.secureexec import attestation
+
+        attestation.parse_request(attestation.unpack(request).request)
+        try:
+            with self._connected("attestation", patience) as line, line.makefile("rwb") as files:
+                files.write(request)
+                files.flush()
+                start = files.read(attestation.START)
+                size = attestation.file_size(start) if len(start) == attestation.START else 0
+                data = start + files.read(size - len(start)) if size else b""
+        except OSError as error:
+            data, reason = b"", error.strerror or "it took too long"
+        else:
+            reason = "it refuses this request"
+        if not data or not attestation.is_answered(attestation.unpack(data)):
+            cure = "is it running, and was the request made for this host's key?"
+            raise MachineError(f"the machine gives no answer: {reason}", cure, self.name, id="MACHINE-NO-ANSWER")
+        return data
+
+    @contextlib.contextmanager
+    def _connected(self, name: str, patience: float) -> Iterator[socket.socket]:
+        """Connect to a socket in the directory. Raises :class:`OSError`."""
         directory = os.open(self.directory, os.O_PATH)
         try:
-            with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as control:
-                control.settimeout(5.0)
-                control.connect(f"/proc/self/fd/{directory}/control")  # a path may be longer than a socket's name
-                orders = ({"execute": "qmp_capabilities"}, {"execute": order, "arguments": arguments})
-                with control.makefile("rwb", buffering=0) as lines:
-                    lines.readline()
-                    for each in orders:
-                        lines.write(json.dumps(each).encode() + b"\n")
-                        while b'"return"' not in (answer := lines.readline()):
-                            if not answer or b'"error"' in answer:
-                                raise OSError(f"the monitor refuses {order}")
+            with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as line:
+                line.settimeout(patience)
+                line.connect(f"/proc/self/fd/{directory}/{name}")  # a path may be longer than a socket's name
+                yield line
         finally:
             os.close(directory)
+
+    def _control(self, order: Mapping[str, Any]) -> None:
+        """Give QEMU's monitor one order. Raises :class:`OSError`."""
+        with self._connected("control", 5.0) as control, control.makefile("rwb", buffering=0) as lines:
+            lines.readline()
+            for each in ({"execute": "qmp_capabilities"}, order):
+                lines.write(json.dumps(each).encode() + b"\n")
+                while b'"return"' not in (answer := lines.readline()):
+                    if not answer or b'"error"' in answer:
+                        raise OSError(f"the monitor refuses {each['execute']}")
 
 
 def _directory() -> Path:
@@ -372,13 +400,13 @@ def _launch(machine: Machine, spec: Specification, image: Path, archive: Path, a
         Disk(directory / "root.img", ROOT_SERIAL, passing=True),
         *(Disk(data.path.absolute()) for data in spec.data),
     ]
-    place = os.open(directory, os.O_PATH)
-    control = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    try:
-        control.bind(f"/proc/self/fd/{place}/control")
-        control.listen(1)
-        kvm = arch == "amd64" and qemu.kvm_works()
-        with SoftwareUltravisor.load_or_create().open(image) as opened, (directory / "qemu.log").open("wb") as said:
+    kvm = arch == "amd64" and qemu.kvm_works()
+    ultravisor = SoftwareUltravisor.load_or_create()
+    with contextlib.ExitStack() as stack:
+        control, attestation = (stack.enter_context(_listening(directory, name)) for name in ("control", "attestation"))
+        opened = stack.enter_context(ultravisor.open(image))
+        line = stack.enter_context(ultravisor.attach(opened.header))
+        with (directory / "qemu.log").open("wb") as said:
             guest = qemu.Guest(
                 name=spec.name,
                 arch=arch,
@@ -392,6 +420,8 @@ def _launch(machine: Machine, spec: Specification, image: Path, archive: Path, a
                 console=directory / "console.log",
                 record=directory / "record.json",
                 control=control.fileno(),
+                attestation=attestation.fileno(),
+                ultravisor=line.fileno(),
                 address=_address(spec.network_config),
             )
             process = subprocess.Popen(
@@ -401,11 +431,8 @@ def _launch(machine: Machine, spec: Specification, image: Path, archive: Path, a
                 stderr=said,
                 cwd=directory,
                 start_new_session=True,
-                pass_fds=(opened.kernel, opened.initrd, control.fileno()),
+                pass_fds=(opened.kernel, opened.initrd, *(each.fileno() for each in (control, attestation, line))),
             )
-    finally:
-        control.close()
-        os.close(place)
     _describe(
         machine,
         {
@@ -416,6 +443,18 @@ def _launch(machine: Machine, spec: Specification, image: Path, archive: Path, a
             "data": [str(data.path.absolute()) for data in spec.data],
         },
     )
+
+
+def _listening(directory: Path, name: str) -> socket.socket:
+    """Return a socket of the machine's directory that QEMU will listen at."""
+    place = os.open(directory, os.O_PATH)
+    try:
+        listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        listening.bind(f"/proc/self/fd/{place}/{name}")
+        listening.listen(1)
+    finally:
+        os.close(place)
+    return listening
 
 
 def _address(network_config: bytes | None) -> str:

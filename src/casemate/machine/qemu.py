@@ -10,9 +10,10 @@ import json
 import subprocess
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from casemate.machine import home
 
@@ -30,6 +31,8 @@ class Architecture:
     console: tuple[str, ...]
     package: str
     emulated_cpu: str
+    power_button: Mapping[str, Any]
+    """The monitor's order that the guest takes as a wish to power off."""
 
 
 ARCHITECTURES = {
@@ -37,10 +40,15 @@ ARCHITECTURES = {
         *("qemu-system-x86_64", "pc", "pci", ("-serial", "chardev:console"), "qemu-system-x86"),
         # Not `max`: emulating AVX, and `rep stosb` where ERMS promises it is fast, makes the whole guest half as fast.
         "qemu64,+cx16,+popcnt,+ssse3,+sse4.1,+sse4.2,+aes,+pclmulqdq,+rdrand,+smep,+smap",
+        {
+            "execute": "send-key",
+            "arguments": {"keys": [{"type": "qcode", "data": key} for key in ("ctrl", "alt", "delete")]},
+        },
     ),
     "s390x": Architecture(
         *("qemu-system-s390x", "s390-ccw-virtio", "ccw"),
         *(("-device", "sclpconsole,chardev=console"), "qemu-system-misc", "max"),
+        {"execute": "system_powerdown"},  # the service processor's signal, which Linux takes as Ctrl-Alt-Del
     ),
 }
 
@@ -75,6 +83,10 @@ class Guest:
     record: Path
     control: int
     """A listening socket, for QEMU's monitor."""
+    attestation: int
+    """A listening socket: who connects may ask the guest for an attestation."""
+    ultravisor: int
+    """A connected socket, with the software ultravisor at its other end."""
     address: str = ""
     """Where in 10.0.2.0/24 forwarded ports lead to; empty: the address that QEMU gives by DHCP."""
 
@@ -94,6 +106,10 @@ def command(guest: Guest, kvm: bool, more: Sequence[str] = ()) -> list[str]:
         *("-chardev", f"socket,id=control,fd={guest.control},server=on,wait=off", "-mon", "control,mode=control"),
         *("-device", f"virtio-serial-{kind.bus}", "-chardev", f"file,id=record,path={_value(guest.record)}"),
         *("-device", "virtserialport,chardev=record,name=casemate.record"),
+        *("-chardev", f"socket,id=attestation,fd={guest.attestation},server=on,wait=off"),
+        *("-device", "virtserialport,chardev=attestation,name=casemate.attestation"),
+        *("-chardev", f"socket,id=ultravisor,fd={guest.ultravisor}"),
+        *("-device", "virtserialport,chardev=ultravisor,name=casemate.ultravisor"),
         *("-netdev", f"user,id=net{forwards}", "-device", f"virtio-net-{kind.bus},netdev=net"),
         *("-device", f"virtio-rng-{kind.bus}"),
     ]

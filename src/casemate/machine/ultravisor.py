@@ -3,6 +3,12 @@
 It holds a host key, opens and verifies an encrypted image with the same format and the same checks, and hands kernel and
 initrd to QEMU in sealed anonymous memory: nothing of them is written to a disk. **It protects from nobody who owns
 the host**: root here can read the host key and the guest's memory. Records made under it say so.
+
+While its guest runs, it measures for it, as firmware does for a guest that asks ``/dev/uv``: :func:`attach` starts a process for
+one machine, which ends with it, and returns the other end of its line. Files of an attestation go to and fro
+(:mod:`casemate.secureexec.attestation`): a request with the guest's user data, and its answer, or an empty one.
+
+    python -P -m casemate.machine.ultravisor DESCRIPTOR DIRECTORY < header
 """
 
 from __future__ import annotations
@@ -11,15 +17,24 @@ import datetime
 import fcntl
 import os
 import resource
+import socket
+import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 from casemate.errors import CasemateError
 from casemate.machine import home
+
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
+
+    from casemate.secureexec.attestation import Configuration
+    from casemate.secureexec.header import Header
 
 _SEALS = 0x0008 | 0x0004 | 0x0002 | 0x0001  # no write, no grow, no shrink, no further seals (linux/fcntl.h)
 _ADD_SEALS = 1033
@@ -27,12 +42,12 @@ _ADD_SEALS = 1033
 
 @dataclass(frozen=True, slots=True)
 class OpenedImage:
-    """What was in an image: descriptors of sealed memory, and the command line."""
+    """What was in an image: descriptors of sealed memory, the command line, and the header that was verified."""
 
     kernel: int
     initrd: int
     cmdline: str
-    tag: bytes
+    header: Header
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,10 +117,75 @@ class SoftwareUltravisor:
                 cmdline = parts["cmdline"].read().decode("ascii")
             except UnicodeDecodeError:
                 raise CasemateError("the image's command line is not ASCII", id="IMAGE-CMDLINE") from None
-            yield OpenedImage(parts["kernel"].fileno(), parts["initrd"].fileno(), cmdline, contents.header.tag)
+            yield OpenedImage(parts["kernel"].fileno(), parts["initrd"].fileno(), cmdline, contents.header)
         finally:
             for part in parts.values():
                 part.close()
+
+    def attach(self, header: Header) -> socket.socket:
+        """Start what measures for one machine of the image with this header, and return the machine's end of the line."""
+        ours, theirs = socket.socketpair()
+        with ours:
+            process = subprocess.Popen(
+                [
+                    sys.executable,
+                    "-P",
+                    "-m",
+                    "casemate.machine.ultravisor",
+                    str(ours.fileno()),
+                    str(self.directory.absolute()),
+                ],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                start_new_session=True,
+                pass_fds=[ours.fileno()],
+            )
+        assert process.stdin is not None
+        with process.stdin:
+            process.stdin.write(header.raw)
+        return theirs
+
+
+def serve(line: socket.socket, directory: Path, header: Header) -> None:
+    """Answer what a guest asks, one file after the other, until the line ends."""
+    import secrets
+
+    from casemate.secureexec import attestation, hostkey
+
+    resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
+    host = hostkey.load_private((directory / "host.key").read_bytes())
+    own = hostkey.HostKey(host.public_key()).fingerprint
+    configuration = attestation.Configuration(header, secrets.token_bytes(attestation.CUID), own)
+    with line.makefile("rwb") as files:
+        while len(start := files.read(attestation.START)) == attestation.START:
+            rest = files.read(attestation.file_size(start) - len(start))
+            files.write(_measured(start + rest, host, configuration))
+            files.flush()
+
+
+def _measured(data: bytes, host: EllipticCurvePrivateKey, configuration: Configuration) -> bytes:
+    from casemate.secureexec import attestation
+
+    try:
+        asked = attestation.unpack(data)
+        return attestation.pack_answer(attestation.perform(asked.request, host, configuration, asked.user_data))
+    except CasemateError:
+        return attestation.REFUSAL
+
+
+def main() -> int:
+    """Measure for one machine. A line that carries no files ends it: the guest gets no answer any more."""
+    from casemate.secureexec import header as headers
+
+    descriptor, directory = int(sys.argv[1]), Path(sys.argv[2])
+    header = headers.parse(sys.stdin.buffer.read())
+    with socket.socket(fileno=descriptor) as line:
+        try:
+            serve(line, directory, header)
+        except (CasemateError, OSError):
+            return 1
+    return 0
 
 
 def _make_host_key(directory: Path) -> None:
@@ -141,3 +221,7 @@ def _make_host_key(directory: Path) -> None:
     with os.fdopen(os.open(directory / "host.key", os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
         file.write(host.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
     (directory / "host.crt").write_bytes(document.public_bytes(Encoding.PEM))
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -206,8 +206,8 @@ def measure(header: Header, cuid: bytes, user_data: bytes, nonce: bytes, additio
 def perform(data: bytes, host: EllipticCurvePrivateKey, configuration: Configuration, user_data: bytes = b"") -> Answer:
     """Answer a request as the ultravisor of a machine does that started ``configuration``. Raises :class:`AttestationError`.
 
-    On IBM Z this is firmware, and a guest asks it through ``/dev/uv``. Here it is called by the software ultravisor with its host
-    key; a guest of it has no device yet, so that ``user_data`` comes from outside, and proves nothing of the guest.
+    On IBM Z this is firmware, and a guest asks it through ``/dev/uv``. Here the software ultravisor calls it with its host key
+    for its guest, which has a port in place of that device (:mod:`casemate.machine.ultravisor`).
     """
     request = parse_request(data)
     if len(user_data) > LARGEST_USER_DATA:
@@ -249,21 +249,30 @@ def verify(answer: Answer, protection_key: bytes, header: Header) -> Attested:
             "the measurement does not hold: another image, or the answer was changed",
             "is this the image that the machine was started with?",
         )
-    parts, at = {}, 0
+    return Attested(header.tag, answer.cuid, answer.user_data, *split(request, answer.additional))
+
+
+def split(request: Request, additional: bytes) -> tuple[bytes, bytes, bytes, bytes]:
+    """Return the four parts of additional data, in their order; those that were not asked for are empty."""
+    parts, at = [], 0
     for flag, size in ADDITIONAL.items():
         taken = size if request.flags & flag else 0
-        parts[flag] = answer.additional[at : at + taken]
+        parts.append(additional[at : at + taken])
         at += taken
-    return Attested(header.tag, answer.cuid, answer.user_data, *(parts[flag] for flag in ADDITIONAL))
+    return parts[0], parts[1], parts[2], parts[3]
 
 
 # ---------------------------------------------------------------------------- the file
 
 
-def pack_request(data: bytes) -> bytes:
-    """Return the file that carries a request: with the sizes of what an answer will add."""
+def pack_request(data: bytes, user_data: bytes = b"") -> bytes:
+    """Return the file that carries a request: with the sizes of what an answer will add.
+
+    ``user_data``: what a guest has measured, in a request to its software ultravisor; pvattest's requests have none.
+    """
     request = parse_request(data)
-    return _pack(data, (MEASUREMENT, None), (request.additional_size, None), (0, None), (0, None))
+    said = (len(user_data), user_data or None)
+    return _pack(data, (MEASUREMENT, None), (request.additional_size, None), said, (0, None))
 
 
 def pack_answer(answer: Answer) -> bytes:
@@ -278,6 +287,20 @@ def _pack(request: bytes, *parts: tuple[int, bytes | None]) -> bytes:
         entries += [size, 0 if part is None else _FILE.size + len(body)]
         body += part or b""
     return _FILE.pack(_MAGIC, VERSION, _FILE.size + len(body), 0, *entries) + body
+
+
+REFUSAL = _FILE.pack(_MAGIC, VERSION, _FILE.size, 0, *(0, 0) * 5)
+"""A file with nothing in it: how a machine says that it does not answer."""
+START = 16
+"""So many bytes of a file tell its size."""
+
+
+def file_size(start: bytes) -> int:
+    """Return the size that a file's first :data:`START` bytes tell. Raises :class:`AttestationError`."""
+    magic, version, size = struct.unpack(">8sII", start)
+    if magic != _MAGIC or version != VERSION or not _FILE.size <= size <= LARGEST_FILE:
+        raise AttestationError("this is no file of an attestation", "pvattest and casemate se attest write such")
+    return int(size)
 
 
 def unpack(data: bytes) -> Answer:

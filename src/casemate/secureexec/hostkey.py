@@ -11,7 +11,6 @@ import datetime
 import hashlib
 from dataclasses import dataclass
 
-from cryptography import x509
 from cryptography.exceptions import InvalidTag, UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.ec import (
     ECDH,
@@ -64,6 +63,8 @@ def load(document: bytes, *, check_validity: bool = True) -> HostKey:
 
     The chain behind a document is not verified here. Raises :class:`HostKeyError`: no P-521 key, or not valid today.
     """
+    from cryptography import x509  # seconds on an emulated processor, and a guest reads no document
+
     if len(document) > LARGEST_DOCUMENT:
         raise HostKeyError("too large for a host key document")
     if document.count(b"-----BEGIN ") > 1:  # the image would be for one, the chain verified for the other
