@@ -20,14 +20,12 @@ from importlib.resources import files
 from pathlib import Path
 
 from casemate.errors import CasemateError
+from casemate.image.cpio import EPOCH as EPOCH
 from casemate.image.snapshot import RELEASE as RELEASE
 from casemate.image.snapshot import Policy, Selection, repository, select
 
 RECIPE = "2"
 """Raised when this module makes another tree from the same list of packages."""
-
-EPOCH = 1672531200
-"""Time stamp of every file in the archive, in seconds since 1970: the archive must not depend on the day."""
 
 PACKAGES = (
     *("systemd", "systemd-sysv", "udev", "kmod"),

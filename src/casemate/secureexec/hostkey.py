@@ -74,7 +74,7 @@ def load(document: bytes, *, check_validity: bool = True) -> HostKey:
         pem = b"BEGIN CERTIFICATE" in document
         certificate = x509.load_pem_x509_certificate(document) if pem else x509.load_der_x509_certificate(document)
         key = _p521(certificate.public_key())
-        begins, ends = certificate.not_valid_before_utc, certificate.not_valid_after_utc
+        begins, ends = validity(certificate)
     except (ValueError, UnsupportedAlgorithm, x509.InvalidVersion):
         raise HostKeyError(
             "neither a certificate nor a public key", "give the host key document (.crt) of the machine"
@@ -84,6 +84,14 @@ def load(document: bytes, *, check_validity: bool = True) -> HostKey:
             f"the host key document is not valid today (until {ends.date()})", "get the current document"
         )
     return HostKey(key, ends.strftime("%b %-d %H:%M:%S %Y GMT"))
+
+
+def validity(certificate: x509.Certificate) -> tuple[datetime.datetime, datetime.datetime]:
+    """Return when a certificate begins and ends. Debian 12's ``cryptography`` (38) knows both without a time zone only."""
+    if hasattr(certificate, "not_valid_after_utc"):
+        return certificate.not_valid_before_utc, certificate.not_valid_after_utc
+    begins, ends = certificate.not_valid_before, certificate.not_valid_after
+    return begins.replace(tzinfo=datetime.UTC), ends.replace(tzinfo=datetime.UTC)
 
 
 def load_private(pem: bytes) -> EllipticCurvePrivateKey:
