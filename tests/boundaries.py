@@ -38,8 +38,10 @@ GUEST = ("guest", "contract", "attestation", "luks", "certificates", "cidata", "
 BUILDERS = ("guest/builder", "guest/bootstrap")
 INSIDE = (
     *("casemate.secureexec", "casemate.approval", "casemate.image.assemble", "casemate.image.cpio"),
-    *("casemate.image.provenance",),
+    *("casemate.image.provenance", "casemate.build.frame", "casemate.build.job", "casemate.build.forms"),
+    "casemate.build.keyset",
 )
+LOG = ("casemate.build.keylog",)
 """What builder machines have besides what every guest has."""
 IN_THE_GUEST = {"cryptography", "yaml", "jsonschema"}
 HARMLESS = {
@@ -72,7 +74,7 @@ def _file(name: str, tree: ast.Module) -> Iterator[tuple[int, str]]:
     part = name.split("/")[0].removesuffix(".py")
     inside, builds = part == "guest", f"casemate.{name.removesuffix('.py').replace('/', '.')}".startswith(INSIDE)
     pure = part in PURE or builds
-    more = INSIDE if name.startswith(BUILDERS) or builds else ("nothing",)
+    more = (*INSIDE, *LOG) if name.startswith(BUILDERS) else INSIDE if builds else ("nothing",)
     yield from _everywhere(tree)
     for line, module in _imports(name, tree):
         ours, top = module.startswith("casemate"), module.split(".")[0]
@@ -114,8 +116,8 @@ def _imports(name: str, tree: ast.Module) -> Iterator[tuple[int, str]]:
             if node.level:
                 parents = ["casemate", *name.split("/")[:-1]]
                 base = ".".join([*parents[: len(parents) - node.level + 1], *([base] if base else [])])
-            if base == "casemate":
-                yield from ((node.lineno, f"casemate.{alias.name}") for alias in node.names)
+            if base in ("casemate", "casemate.build", "casemate.image"):
+                yield from ((node.lineno, f"{base}.{alias.name}") for alias in node.names)
             else:
                 yield node.lineno, base
 

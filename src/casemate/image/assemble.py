@@ -78,7 +78,7 @@ class Identity:
     ``secrets``: private keys by file name; the bootloader asks for ``attestation.pem``, and where the kind opens contracts
     ``contract.pem``. ``files``: certificates and lists, published beside the image. ``contracts_until``: the end of the
     encryption certificate. ``public``: files that the image is to know, in ``/casemate/public`` of the bootloader; ``facts``:
-    more for its ``image.json``.
+    more for its ``image.json``, inside and beside it.
     """
 
     secrets: Mapping[str, Secret]
@@ -141,7 +141,7 @@ def assemble(
     described = {
         **{"format": FORMAT, "version": VERSION, "arch": parts.arch, "kind": kind.name, "created": moment},
         **{"kernel": parts.release, "command_line": command_line(parts.arch), "tag": packed.tag.hex()},
-        "hosts": [name for name, _ in hosts],
+        **{"hosts": [name for name, _ in hosts], **identity.facts},
     }
     files = {
         **{"reference-values.json": _text(reference), "image.json": _text(described)},

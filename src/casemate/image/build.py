@@ -236,7 +236,7 @@ def parts_of(root: Root, arch: str, base: bytes, kind: Kind = LAYER) -> Iterator
 
 def bill_of_materials(root: Root, arch: str) -> bytes:
     """Return the bill of materials of a root."""
-    return sbom.of_tree(arch, VERSION, root.selection.packages, root.tree, list(guest_files()))
+    return sbom.of_tree(arch, VERSION, root.selection.packages, root.tree, list(guest_files(root.flavor.name)))
 
 
 def reference_values(root: Root, arch: str, base: bytes) -> dict[str, str]:

@@ -62,6 +62,11 @@ for module in list(sys.modules.values()):
         print(path)
 """
 
+TRACE_BUILDER = """
+import casemate.guest.builderinput, casemate.build.frame
+print(casemate.guest.builderinput.__file__, casemate.build.frame.__file__, casemate.build.__file__, sep="\\n")
+"""
+
 COMPILE = """
 import sys, py_compile
 for name in sys.argv[1:]:
@@ -72,7 +77,7 @@ for name in sys.argv[1:]:
 
 def base(root: Root, arch: str, cache: Path) -> bytes:
     """Return the base initrd for a root, from the cache where it is there."""
-    ours = list(guest_files())
+    ours = list(guest_files(root.flavor.name))
     here = Path(__file__).read_bytes() + Path(cpios.__file__).read_bytes()
     cached = cache / f"initrd-{arch}-{cache_key(root.tree.name, str(here), [(n, d.hex()) for n, d in ours])}.cpio"
     if not cached.is_file():
@@ -93,7 +98,7 @@ def _make(root: Root, arch: str, ours: list[tuple[str, bytes]], work: Path) -> b
             (package / name).write_bytes(data)
     triple = TRIPLES[arch]
     programs = [name.format(triple=triple) for name in PROGRAMS]
-    modules = _python_modules(tree)
+    modules = _python_modules(tree, TRACE + (TRACE_BUILDER if root.flavor.name == "builder" else ""))
     binaries = [*programs, *(name for name in modules if name.endswith(".so"))]
     cpio = Cpio()
     for name in ("dev", "proc", "sys", "run", "sysroot", "tmp", "etc", "usr/lib64"):
@@ -117,10 +122,10 @@ def _make(root: Root, arch: str, ours: list[tuple[str, bytes]], work: Path) -> b
     return cpio.finish()
 
 
-def _python_modules(tree: Path) -> list[str]:
+def _python_modules(tree: Path, trace: str) -> list[str]:
     """Return the files of every module that the bootloader uses, found by using it once inside the tree."""
     done = subprocess.run(
-        ["chroot", str(tree), "/usr/bin/python3", "-IB", "-c", TRACE], capture_output=True, check=False
+        ["chroot", str(tree), "/usr/bin/python3", "-IB", "-c", trace], capture_output=True, check=False
     )
     if done.returncode:
         raise RuntimeError(f"the bootloader's modules can't be traced: {done.stderr.decode()[-2000:]}")

@@ -71,6 +71,7 @@ class Guest:
     record: Path
     control: int
     """A listening socket, for QEMU's monitor."""
+    network: bool = True
     address: str = ""
     """Where in 10.0.2.0/24 forwarded ports lead to; empty: the address that QEMU gives by DHCP."""
 
@@ -90,11 +91,11 @@ def command(guest: Guest, kvm: bool, more: Sequence[str] = ()) -> list[str]:
         *("-chardev", f"socket,id=control,fd={guest.control},server=on,wait=off", "-mon", "control,mode=control"),
         *("-device", f"virtio-serial-{kind.bus}", "-chardev", f"file,id=record,path={_value(guest.record)}"),
         *("-device", "virtserialport,chardev=record,name=casemate.record"),
-        *("-netdev", f"user,id=net{forwards}", "-device", f"virtio-net-{kind.bus},netdev=net"),
         *("-device", f"virtio-rng-{kind.bus}"),
     ]
-    if kind.bus == "pci":
-        words[-3] += ",romfile="  # nothing boots from the network
+    if guest.network:
+        rom = ",romfile=" if kind.bus == "pci" else ""  # nothing boots from the network
+        words += ["-netdev", f"user,id=net{forwards}", "-device", f"virtio-net-{kind.bus},netdev=net{rom}"]
     for number, disk in enumerate(guest.disks):
         file = {"driver": "file", "filename": str(disk.path), "locking": "on", "discard": "unmap"}
         node = {"driver": "raw", "node-name": f"disk{number}", "read-only": disk.read_only, "discard": "unmap"}
