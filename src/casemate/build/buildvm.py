@@ -17,7 +17,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -42,7 +42,7 @@ from casemate.guest.builderwork import (
 )
 from casemate.guest.kinds import KINDS
 from casemate.image import assemble as assembly
-from casemate.image import initrd
+from casemate.image import initrd, snapshot
 from casemate.image.build import ImageDirectory, chain_files, new_directory, parts_of
 from casemate.image.root import Root, build_root, select_packages
 
@@ -207,6 +207,134 @@ def ready_parts(arch: str, kind: str, cache: Path, progress: Callable[[str], Non
         jobs.PACKAGES: root.selection.text.encode(),
     }
     return Ready(arch, files, root.archive, root.release, root.selection.record())
+
+
+def source_bundle(path: Path) -> None:
+    """Pack this source as a Debian package, the same bytes for the same source. Raises :class:`CasemateError`."""
+    from importlib.resources import files
+
+    from casemate import __version__
+    from casemate.image.root import run as run_tool
+
+    package = Path(str(files("casemate")))
+    with tempfile.TemporaryDirectory(prefix=".bundle-", dir=path.parent) as work:
+        tree = Path(work) / "tree"
+        target = tree / "usr/lib/python3/dist-packages/casemate"
+        shutil.copytree(package, target, ignore=shutil.ignore_patterns("__pycache__", "*.pyc"))
+        (tree / "DEBIAN").mkdir()
+        about = {"Package": "casemate-source", "Version": __version__, "Architecture": "all"}
+        about |= {
+            "Maintainer": "Casemate <casemate@invalid>",
+            "Description": "source that a builder machine builds with",
+        }
+        (tree / "DEBIAN/control").write_text("".join(f"{name}: {value}\n" for name, value in about.items()))
+        for one in (tree, *tree.rglob("*")):
+            one.chmod(0o755 if one.is_dir() else 0o644)
+        built = Path(work) / "source.deb"
+        run_tool(["dpkg-deb", "--root-owner-group", "--uniform-compression", "-Zxz", "--build", str(tree), str(built)])
+        built.replace(path)
+
+
+def sign_bundle(path: Path, key: Any) -> bytes:
+    """Sign a source bundle as the pipeline, with a key on P-384. Raises :class:`BuildError`."""
+    from cryptography.hazmat.primitives import hashes
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    if not isinstance(key, ec.EllipticCurvePrivateKey) or key.curve.name != "secp384r1":
+        raise _error("PIPELINE", "a pipeline signs with a key on P-384", "make one: casemate ca has the kinds")
+    return key.sign(jobs.bundle_statement(measure(path)), ec.ECDSA(hashes.SHA384()))
+
+
+def bundles(
+    arch: str, kind: str, source: Path, cache: Path, progress: Callable[[str], None] = lambda step: None
+) -> dict[str, bytes | Path]:
+    """Return the files of a build from bundles: list of packages, source, and each package."""
+    progress("packages' list")
+    selection = select_packages(arch, cache, flavor=KINDS[kind].root)
+    archive = snapshot.Archive(arch, cache)
+    return {
+        **{jobs.PACKAGES: selection.text.encode(), jobs.SOURCE: source},
+        **{f"{package.sha256}.deb": archive.deb(package) for package in selection.packages},
+    }
+
+
+def make_job(
+    builder: BuilderDirectory,
+    mode: str,
+    *,
+    after: bytes = b"",
+    arch: str = "amd64",
+    host_keys: Sequence[tuple[str, bytes]] = (),
+    keyset: bytes = b"",
+    revoke: Sequence[str] = (),
+    intermediate: bytes = b"",
+    root_list: bytes = b"",
+    reviewers: bytes = b"",
+    bundle: tuple[Path, bytes] | None = None,
+    progress: Callable[[str], None] = lambda step: None,
+) -> jobs.Job:
+    """Return a job for a builder, with ready parts that are built here where it needs some.
+
+    ``after``: the job before it, as it was approved; ``bundle``: a source bundle and the pipeline's signature, for a root that is
+    built inside. Without hosts it is for this user's software ultravisor.
+    """
+    from casemate.machine import home
+
+    said = builder.describe()
+    last = hashlib.sha256(after).hexdigest() if after else said["after"]
+    common: dict[str, Any] = {"intermediate": intermediate, "root_list": root_list}
+    if mode == jobs.CRL:
+        entries = [one.partition(":") for one in revoke]
+        try:
+            serials = tuple((int(serial, 16), reason or "unspecified") for serial, _, reason in entries)
+        except ValueError:
+            raise _error("SERIAL", "a serial number is hexadecimal", "--revoke 5af1:key-compromise") from None
+        return jobs.Job(mode, said["name"], said["generation"], last, arch, revoke=serials, **common)
+    if not host_keys and not keyset:
+        from casemate.machine.ultravisor import SoftwareUltravisor
+
+        host_keys = (("development.crt", SoftwareUltravisor.load_or_create().document),)
+    kind = "layer" if mode == jobs.IMAGE else "builder"
+    cache = home.directory() / "cache"
+    if bundle is not None:
+        files = bundles(arch, kind, bundle[0], cache, progress)
+        parts = {name: measure(files[name]) for name in jobs.BUNDLES}
+        fields: dict[str, Any] = {"parts": parts, "signature": bundle[1], "arch": arch}
+    else:
+        fields = ready_parts(arch, kind, cache, progress).job_fields()
+    return jobs.Job(
+        *(mode, said["name"], said["generation"], last),
+        **{"hosts": tuple(host_keys), "keyset": keyset, "reviewers": reviewers, **common, **fields},
+    )
+
+
+def files_of(
+    job: bytes, source: Path | None = None, progress: Callable[[str], None] = lambda step: None
+) -> tuple[dict[str, bytes | Path], Path | None]:
+    """Return the files that a job names, and its root archive, built here again. Raises :class:`BuildError`: they differ.
+
+    ``source``: the source bundle, where the root is built inside.
+    """
+    from casemate.machine import home
+
+    told = jobs.parse_job(job)
+    if told.mode == jobs.CRL:
+        return {}, None
+    kind, cache = "layer" if told.mode == jobs.IMAGE else "builder", home.directory() / "cache"
+    files: dict[str, bytes | Path]
+    if told.ready:
+        ready = ready_parts(told.arch, kind, cache, progress)
+        files, archive, root = ready.files, ready.archive, measure(ready.archive)
+    else:
+        if source is None:
+            raise _error("BUNDLE", "the job builds a root inside", "give its source bundle: --bundle")
+        files, archive, root = bundles(told.arch, kind, source, cache, progress), None, None
+    for name, part in told.parts.items():
+        if measure(files[name]) != part:
+            raise _error("PARTS", f"the job names another {name} than there is here", "take what the job is of")
+    if root != told.root:
+        raise _error("PARTS", "the job names another root archive than there is here", "take what the job is of")
+    return files, archive
 
 
 def measure(content: bytes | Path) -> jobs.Part:

@@ -30,6 +30,7 @@ GROUPS = {
     "ca": "Keep the authority that certifies images: keys in tokens, rotation, revocation.",
     "keyset": "Keep the hosts that images are built for.",
     "approval": "Sign what a build accepts, and verify that enough reviewers did.",
+    "buildvm": "Build images inside of a machine, by a key that nobody holds.",
     "volume": "What belongs to data volumes.",
     "completion": "Shell completion.",
 }

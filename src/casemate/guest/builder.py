@@ -102,6 +102,10 @@ def copy_input(device: Path, given: builderinput.Given, job: jobs.Job, directory
             target = directory / place.name
             copy(disk.fileno(), place, target)
             found[place.name] = target
+            if place.name == jobs.PACKAGES and not job.ready:
+                from casemate.guest import builderbundles
+
+                wanted |= builderbundles.wanted(target.read_bytes(), places)
     missing = sorted(set(wanted) - set(found))
     if missing:
         raise Stop("HPL17006E", f"the input disk lacks {missing[0]}")
@@ -123,13 +127,15 @@ def copy(source: int, place: frame.Placed, target: Path) -> None:
         raise Stop("HPL17006E", f"{place.name} on the input disk is not what was approved")
 
 
-def do(work: Work, files: dict[str, Path]) -> tuple[Out, State]:
+def do(work: Work, files: dict[str, Path], image: dict[str, Any]) -> tuple[Out, State]:
     """Do what the job says; return what goes out, and what is to be remembered."""
     job = work.job
     if job.mode == jobs.CRL:
         return builderwork.revoke(work)
     if not job.ready:
-        raise Stop("HPL17006E", "this builder makes no root archive: bring ready parts")
+        from casemate.guest import builderbundles
+
+        return builderbundles.build(work, files, image)
     with files[jobs.KERNEL].open("rb") as kernel_file, files[jobs.INITRD].open("rb") as initrd:
         bill, packages = files[jobs.BILL].read_bytes(), files[jobs.PACKAGES].read_bytes()
         return builderwork.make(work, builderwork.parts_of(work, kernel_file, initrd, bill, packages))
@@ -235,7 +241,7 @@ def build(places: Places) -> jobs.Result:
     files = copy_input(places.input, given, job, places.work / "in")
     issuer = Issuer(builder, job, memory.state.log)
     work = Work(builder, job, issuer, memory, places.work, statement)
-    out, state = do(work, files)
+    out, state = do(work, files, image)
     record = (places.record / RECORD).read_bytes()
     out |= {LOG: issuer.log.encode(), RECORD: record, SIGNATURE: (places.record / SIGNATURE).read_bytes()}
     require_no_keys(out, [*secrets.values(), *work.fresh])
