@@ -133,7 +133,8 @@ def _python_modules(tree: Path, trace: str) -> list[str]:
     always = ("encodings/__init__.py", "encodings/aliases.py", "encodings/utf_8.py", "site.py", "os.py", "codecs.py")
     names |= {f"usr/lib/python3.11/{name}" for name in (*always, "io.py", "abc.py", "stat.py", "posixpath.py")}
     names |= {f"usr/lib/python3.11/{name}" for name in ("genericpath.py", "_collections_abc.py", "_sitebuiltins.py")}
-    return sorted(name for name in names if (tree / name).is_file())
+    # A link (sitecustomize.py) leads to a place of the tree, which must not be looked for on the build machine.
+    return sorted(name for name in names if (tree / name).is_symlink() or (tree / name).is_file())
 
 
 def _libraries(tree: Path, binaries: Iterable[str]) -> set[str]:
