@@ -124,6 +124,13 @@ FORMS = {
     "ca list": '[{"kind": "authority"|"issuer"|"list"|"image", "name", "subject", "serial", "until", "state", \
 "warnings": [text]}]',
     "ca log": '[{"n", "time", "action", "facts": {name: value}, "digest": sha256}]',
+    "buildvm bundle": '{"path", "signature", "sha256"}',
+    "buildvm create": '{"path", "name", "generation", "after"}',
+    "buildvm job": '{"path", "subject", "sha256"}',
+    "buildvm run": '{"path", "format": "casemate-build-result/1", "builder", "generation", "mode", "revision", "approved_by", \
+"job", "approval", "record", "after", "counter", "files", "head", "finished"}',
+    "buildvm show": '{"name", "generation", "after", "threshold", "reviewers": [name]}',
+    "buildvm verify": "as buildvm run",
     "keyset create": '{"path", "name", "hosts": [name]}',
     "keyset show": '{"format": "casemate-keyset/1", "name", "made", "verified": bool, "revocation": bool, "holds": bool, \
 "hosts": [{"name", "key": sha256, "valid_until", "problem"}]}',

@@ -32,7 +32,7 @@ def header(kernel: bytes = b"kernel") -> Header:
     out = io.BytesIO()
     hosts = [HostKey(HOST.public_key())]
     image.pack(out, kernel=kernel.ljust(4096, b"\0"), cmdline=b"quiet", initrd=io.BytesIO(bytes(4096)), hosts=hosts)
-    return image.read_clear(io.BytesIO(out.getvalue()))[1]
+    return image.read_clear(io.BytesIO(out.getvalue())).header
 
 
 def measured(

@@ -24,7 +24,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from casemate.build import authority as module
-from casemate.build import keylog, signers
+from casemate.build import forms, keylog, signers
 from casemate.build.authority import Authority, AuthorityError, Plan
 from casemate.build.publish import server
 from casemate.certificates.chain import Chain, verify_chain
@@ -84,7 +84,8 @@ def refused(act: Callable[[], object]) -> str:
 
 def later(monkeypatch: pytest.MonkeyPatch, days: int) -> None:
     real = now().replace(microsecond=0)
-    monkeypatch.setattr(module, "_now", lambda: real + days * DAY)
+    for each in (module, forms):
+        monkeypatch.setattr(each, "moment", lambda: real + days * DAY)
 
 
 # ------------------------------------------------------------------------------------------------- what it certifies

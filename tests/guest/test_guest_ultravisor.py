@@ -32,7 +32,7 @@ SAID = user_data(b"26.11.0")
 def header() -> Header:
     out = io.BytesIO()
     image.pack(out, kernel=bytes(4096), cmdline=b"quiet", initrd=io.BytesIO(bytes(4096)), hosts=[PUBLIC])
-    return image.read_clear(io.BytesIO(out.getvalue()))[1]
+    return image.read_clear(io.BytesIO(out.getvalue())).header
 
 
 @pytest.fixture
@@ -81,11 +81,10 @@ def test_a_machine_learns_what_it_is(header: Header) -> None:
         "created": 0,
         "hosts": hosts,
     }
-    files = dict.fromkeys(("meta-data", "user-data", "vendor-data"), b"")
-    text = bootloader.make_record(image, b"", files, bootloader.Opened({}, {}, None, 0), 0.0, asked).decode()
+    text = bootloader.make_record(image, [], 0.0, asked).decode()
     assert f"\nUltravisor CUID: 0x{found.cuid.hex()}\nHost HKD: b.crt\n" in text
     assert f"\n{bootloader.hashlib.sha256(att.SOFTWARE_STATE).hexdigest()} uv_firmware.state\n" in text
-    without = bootloader.make_record(image, b"", files, bootloader.Opened({}, {}, None, 0), 0.0, None).decode()
+    without = bootloader.make_record(image, [], 0.0, None).decode()
     assert "CUID" not in without and "HKD" not in without  # of two hosts nobody knows which
 
 

@@ -15,7 +15,7 @@ from casemate.attestation.reference import parse as parse_reference
 from casemate.errors import CasemateError
 from casemate.image import build, initrd, provenance, root
 from casemate.image.build import CONSOLES, ImageDirectory, build_image, command_line
-from casemate.image.root import Root, build_root, cache_key, guest_files, packages_of
+from casemate.image.root import Flavor, Root, build_root, cache_key, guest_files, packages_of
 from casemate.image.snapshot import Package, Selection
 from program import Result
 
@@ -87,7 +87,7 @@ def fake_tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     packages = (Package("base-files", "12", arch="amd64", sha256="0" * 64),)
 
-    def tree(arch: str, cache: Path, selection: Selection) -> Path:
+    def tree(arch: str, cache: Path, selection: Selection, flavor: str) -> Path:
         path = cache / f"tree-{arch}-{cache_key(packages_of(arch))}"
         (path / "usr/lib/modules/6.1.0").mkdir(parents=True, exist_ok=True)
         (path / "boot").mkdir(exist_ok=True)
@@ -96,7 +96,9 @@ def fake_tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
         (path / "var/lib/dpkg/status").write_text("Package: base-files\nVersion: 12\n")
         return path
 
-    def archive(arch: str, tree: Path, release: str, ours: list[tuple[str, bytes]], work: Path, archive: Path) -> None:
+    def archive(
+        arch: str, tree: Path, release: str, ours: list[tuple[str, bytes]], work: Path, archive: Path, flavor: Flavor
+    ) -> None:
         made.append(archive.name)
         archive.write_bytes(b"".join(data for _, data in ours))
 
@@ -113,7 +115,7 @@ def fake_tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 def changed(monkeypatch: pytest.MonkeyPatch, files: list[tuple[str, bytes]]) -> None:
     for module in (root, initrd):
-        monkeypatch.setattr(module, "guest_files", lambda: files)
+        monkeypatch.setattr(module, "guest_files", lambda *_: files)
 
 
 def test_the_root_is_built_anew_where_the_guests_source_changes_and_not_otherwise(

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from casemate.image.initrd import Cpio, own
+from casemate.image.cpio import Cpio, own
 
 pytestmark = pytest.mark.components
 

@@ -46,15 +46,27 @@ from pathlib import Path
 from typing import Any
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from casemate.build import keylog, signers
-from casemate.build.signers import Key, PublicKey
+from casemate.build import forms, keylog, signers
+from casemate.build.forms import (
+    DAY,
+    IMAGE_DAYS,
+    INTERMEDIATE_DAYS,
+    ROOT_DAYS,
+    Key,
+    PublicKey,
+    certificate,
+    moment,
+    name_of,
+    private_pem,
+    sign,
+)
+from casemate.build.forms import REASONS as REASONS
 from casemate.certificates.chain import (
-    DEVELOPMENT_OID,
     LARGEST_BUNDLE,
     LARGEST_CERTIFICATE,
     certificates_of,
@@ -66,16 +78,7 @@ from casemate.secret import Secret
 FORMAT = "casemate-authority/1"
 DESCRIPTION, LOG = "authority.json", "keys.jsonl"
 CURRENT, OVERLAP, REQUESTED, REVOKED = "current", "overlap", "requested", "revoked"
-ROOT_DAYS, INTERMEDIATE_DAYS, IMAGE_DAYS = 3650, 1825, 730
 SOON = datetime.timedelta(days=60)
-REASONS = {
-    "unspecified": x509.ReasonFlags.unspecified,
-    "key-compromise": x509.ReasonFlags.key_compromise,
-    "ca-compromise": x509.ReasonFlags.ca_compromise,
-    "superseded": x509.ReasonFlags.superseded,
-    "cessation": x509.ReasonFlags.cessation_of_operation,
-}
-_DAY = datetime.timedelta(days=1)
 _NAME = re.compile(r"root|intermediate(-[1-9][0-9]{0,3})?")
 
 
@@ -224,7 +227,7 @@ class Authority:
             described = made.describe()
             with made._signer(described.root).open() as key:
                 subject = _subject(described, "root")
-                root = _sign(_certificate(described, subject, key.public_key(), None, key, ROOT_DAYS, path=1), key)
+                root = sign(certificate(described, subject, key.public_key(), None, ROOT_DAYS, path=1), key)
             made._publish_certificate("root", "root", root, root)
             made._certify_intermediate(described, issuers[0], publics["intermediate"])
             for issuer in (described.root, issuers[0]):
@@ -248,7 +251,7 @@ class Authority:
         ``issuers`` are certificates up to the root, which is trusted because it is given. The answer must be for the key that
         was requested, an authority, and its chain must hold. Accepted twice, it is the same.
         """
-        now = _now()
+        now = moment()
         with self.locked():
             described = self.describe()
             answer = _load(certificate)
@@ -344,9 +347,9 @@ class Authority:
             encryption, attestation = pool.map(lambda _: signers.new_key("rsa-4096"), range(2))
         first = self._issue_leaf(f"Casemate {version} contract encryption", encryption.public_key(), encrypts=True)
         return ImageCertificates(
-            encryption_key=Secret(_private_pem(encryption)),
+            encryption_key=Secret(private_pem(encryption)),
             encryption_certificate=first,
-            attestation_key=Secret(_private_pem(attestation)),
+            attestation_key=Secret(private_pem(attestation)),
             attestation_certificate=self._issue_leaf(f"Casemate {version} attestation", attestation.public_key()),
         )
 
@@ -358,7 +361,36 @@ class Authority:
         signer = ec.generate_private_key(ec.SECP384R1())
         purpose = ExtendedKeyUsageOID.CODE_SIGNING
         made = self._issue_leaf(f"Casemate {version} build provenance", signer.public_key(), purpose=purpose)
-        return Secret(_private_pem(signer)), made
+        return Secret(private_pem(signer)), made
+
+    def certify_builder(self, request: bytes) -> bytes:
+        """Certify the key of a builder machine as an intermediate's; ``request``: PEM; return the certificate, PEM.
+
+        Its lists are the builder's to sign, so it is none of this authority's intermediates. Raises :class:`AuthorityError`.
+        """
+        try:
+            asked = x509.load_pem_x509_csr(request if len(request) <= LARGEST_CERTIFICATE else b"")
+            held, public = asked.is_signature_valid, asked.public_key()
+            (common,) = asked.subject.get_attributes_for_oid(NameOID.COMMON_NAME)
+        except (ValueError, x509.InvalidVersion, UnsupportedAlgorithm):
+            raise _error("REQUEST", "not a request that can be read", "give the builder's intermediate.csr") from None
+        if not held or not isinstance(public, PublicKey):
+            raise _error("REQUEST", "who asked does not hold this key", "give the builder's intermediate.csr")
+        _require_strong(public)
+        with self.locked():
+            described, root = self.describe(), self._require_valid("root")
+            if not described.root.signer:
+                raise _error("REQUEST", "the root is not ours", "give the request to the public authority")
+            subject = name_of(described, str(common.value))
+            issuers = [_load(path.read_bytes()) for path in self.directory.glob("*.crt") if path.stem != "chain"]
+            if subject in [one.subject for one in issuers] or signers.spki(public) in map(_public, issuers):
+                raise _error("REQUEST", "an issuer here has this name or key", "the builder needs its own")
+            with self._signer(described.root).open() as key:
+                _require_key(key, root)
+                made = sign(certificate(described, subject, public, root, INTERMEDIATE_DAYS, path=0), key)
+            _require_holds(made, root)
+            _log(self.directory, "certificate", "root", made, made.subject.rfc4514_string(), "builder")
+            return _pem(made)
 
     def require_ready(self) -> None:
         """Return if an image could be certified now: there is a valid intermediate, and its key can be used.
@@ -456,7 +488,7 @@ class Authority:
             described = self.describe()
             issuer = self._current(described)
             found = self._list(issuer.name)
-            if found is None or _now() - found.last_update_utc > 2 * _DAY:
+            if found is None or moment() - found.last_update_utc > 2 * DAY:
                 self._issue_list(described, issuer)
             return (self.directory / f"{issuer.name}.crl.pem").read_bytes()
 
@@ -486,7 +518,7 @@ class Authority:
 
     def status(self) -> list[Status]:
         """Return issuers, their lists and the images' certificates, with what should be done soon."""
-        described, now = self.describe(), _now()
+        described, now = self.describe(), moment()
         found = []
         for issuer in (described.root, *described.intermediates):
             path = self.directory / f"{issuer.name}.crt"
@@ -495,7 +527,7 @@ class Authority:
             one = _load(path.read_bytes())
             end = one.not_valid_after_utc
             warnings = _ends(end, now)
-            if issuer.state == CURRENT and issuer.name != "root" and end - now < IMAGE_DAYS * _DAY:
+            if issuer.state == CURRENT and issuer.name != "root" and end - now < IMAGE_DAYS * DAY:
                 warnings = (*warnings, "new images' certificates would end early: rotate")
             state = "" if issuer.name == "root" else issuer.state
             found.append(
@@ -508,7 +540,7 @@ class Authority:
                 crl = x509.load_pem_x509_crl(listed.read_bytes())
                 until = crl.next_update_utc or now
                 late = ("out of date: casemate ca crl",) if until <= now else ()
-                if not late and until - now < max(_DAY, described.list_days * _DAY / 4):
+                if not late and until - now < max(DAY, described.list_days * DAY / 4):
                     late = ("soon out of date: casemate ca crl",)
                 entries = f"{len(crl)} revoked"
                 found.append(
@@ -600,7 +632,7 @@ class Authority:
 
     def _require_valid(self, name: str) -> x509.Certificate:
         one = _load((self.directory / f"{name}.crt").read_bytes())
-        if not one.not_valid_before_utc <= _now() < one.not_valid_after_utc:
+        if not one.not_valid_before_utc <= moment() < one.not_valid_after_utc:
             cure = "casemate ca rotate begins a new one" if name != "root" else "make a new authority"
             raise _error("EXPIRED", f"{name} is not valid today (until {one.not_valid_after_utc:%Y-%m-%d})", cure)
         return one
@@ -614,7 +646,7 @@ class Authority:
         subject = _subject(described, issuer.name)
         with self._signer(described.root).open() as key:
             _require_key(key, root)
-            made = _sign(_certificate(described, subject, public, root, key, INTERMEDIATE_DAYS, path=0), key)
+            made = sign(certificate(described, subject, public, root, INTERMEDIATE_DAYS, path=0), key)
         self._publish_certificate(issuer.name, "root", made, root)
 
     def _publish_certificate(self, name: str, issuer: str, made: x509.Certificate, above: x509.Certificate) -> None:
@@ -631,18 +663,17 @@ class Authority:
             above = self._require_valid(issuer.name)
             with self._signer(issuer).open() as key:
                 _require_key(key, above)
-                builder = _certificate(
+                builder = certificate(
                     described,
-                    _name(described, common),
+                    name_of(described, common),
                     public,
                     above,
-                    key,
                     IMAGE_DAYS,
                     encrypts=encrypts,
                     purpose=purpose,
                     issuer=issuer.name,
                 )
-                made = _sign(builder, key)
+                made = sign(builder, key)
             _require_holds(made, above)
             _log(self.directory, "certificate", issuer.name, made, made.subject.rfc4514_string(), "image")
             return _pem(made)
@@ -664,9 +695,7 @@ class Authority:
     def _write_request(self, described: Description, issuer: Issuer) -> None:
         with self._signer(issuer).open() as key:
             public: PublicKey = key.public_key()
-            builder = x509.CertificateSigningRequestBuilder(_name(described, _subject(described, issuer.name)))
-            builder = builder.add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
-            builder = builder.add_extension(_key_usage(authority=True, encrypts=False), critical=True)
+            builder = forms.request(described, _subject(described, issuer.name))
             request = builder.sign(key, signers.algorithm_for(public))
         if not request.is_signature_valid:
             raise _error(
@@ -698,7 +727,7 @@ class Authority:
     def _issue_list(self, described: Description, issuer: Issuer, new: tuple[int, str] | None = None) -> int:
         """Sign a revocation list with all earlier entries, and perhaps a new one; return its number."""
         above = _load((self.directory / f"{issuer.name}.crt").read_bytes())
-        now, before = _now(), self._list(issuer.name)
+        before = self._list(issuer.name)
         if before is not None and (before.issuer != above.subject or not before.is_signature_valid(_key_of(above))):
             raise _error("LIST", f"{issuer.name}.crl.pem was not signed by {issuer.name}", "take it from a copy")
         logged = [entry for entry in self.log() if entry.facts.get("issuer") == issuer.name]
@@ -714,16 +743,7 @@ class Authority:
         number = max([0, *numbers, *([] if before is None else [_number(before)])]) + 1
         with self._signer(issuer).open() as key:
             _require_key(key, above)
-            builder = (
-                x509.CertificateRevocationListBuilder()
-                .issuer_name(above.subject)
-                .last_update(now - _DAY)
-                .next_update(now + described.list_days * _DAY)
-                .add_extension(x509.CRLNumber(number), critical=False)
-                .add_extension(_authority_key(above), critical=False)
-            )
-            for entry in entries:
-                builder = builder.add_revoked_certificate(entry)
+            builder = forms.revocation_list(above, number, entries, described.list_days)
             signed = builder.sign(key, signers.algorithm_for(key.public_key()))
         if not signed.is_signature_valid(_key_of(above)):
             raise _error(
@@ -757,99 +777,10 @@ def _subject(described: Description, issuer: str) -> str:
     return f"{'Development' if described.development else described.name} {issuer.replace('-', ' ')}"
 
 
-def _name(described: Description, common: str) -> x509.Name:
-    unit = [x509.NameAttribute(NameOID.ORGANIZATIONAL_UNIT_NAME, "DEVELOPMENT, no protection")]
-    return x509.Name(
-        [
-            x509.NameAttribute(NameOID.ORGANIZATION_NAME, described.name),
-            *(unit if described.development else []),
-            x509.NameAttribute(NameOID.COMMON_NAME, common[:64]),
-        ]
-    )
-
-
-def _key_usage(*, authority: bool, encrypts: bool) -> x509.KeyUsage:
-    return x509.KeyUsage(
-        **{"digital_signature": not authority and not encrypts, "key_encipherment": encrypts},
-        **{"key_cert_sign": authority, "crl_sign": authority, "data_encipherment": encrypts},
-        **{"content_commitment": False, "key_agreement": False, "encipher_only": False, "decipher_only": False},
-    )
-
-
-def _authority_key(above: x509.Certificate) -> x509.AuthorityKeyIdentifier:
-    """The issuer's key identifier as its certificate has it: a public authority may have made it another way."""
-    try:
-        found = above.extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value
-    except x509.ExtensionNotFound:
-        return x509.AuthorityKeyIdentifier.from_issuer_public_key(_key_of(above))
-    return x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(found)
-
-
-def _certificate(
-    described: Description,
-    subject: str | x509.Name,
-    public: PublicKey,
-    above: x509.Certificate | None,
-    key: Key,
-    days: int,
-    *,
-    path: int | None = None,
-    encrypts: bool = False,
-    purpose: x509.ObjectIdentifier | None = None,
-    issuer: str = "root",
-) -> x509.CertificateBuilder:
-    """Return the form of a certificate; ``above`` is its issuer's, ``path`` the path length of an authority."""
-    now, authority = _now(), path is not None
-    name = subject if isinstance(subject, x509.Name) else _name(described, subject)
-    end = now + days * _DAY
-    if above is not None:
-        end = min(end, above.not_valid_after_utc)
-    builder = (
-        x509.CertificateBuilder()
-        .subject_name(name)
-        .issuer_name(above.subject if above is not None else name)
-        .public_key(public)
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now - _DAY if above is None else max(now - _DAY, above.not_valid_before_utc))
-        .not_valid_after(end)
-        .add_extension(x509.BasicConstraints(ca=authority, path_length=path), critical=True)
-        .add_extension(_key_usage(authority=authority, encrypts=encrypts), critical=True)
-        .add_extension(x509.SubjectKeyIdentifier.from_public_key(public), critical=False)
-    )
-    if above is None:
-        builder = builder.add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(public), critical=False)
-    else:
-        builder = builder.add_extension(_authority_key(above), critical=False)
-    if described.development:
-        mark = x509.UnrecognizedExtension(x509.ObjectIdentifier(DEVELOPMENT_OID), b"development")
-        builder = builder.add_extension(mark, critical=False)
-    if described.lists_at and above is not None:
-        where = [x509.UniformResourceIdentifier(f"{described.lists_at}/{issuer}.crl")]
-        points = x509.CRLDistributionPoints([x509.DistributionPoint(where, None, None, None)])
-        builder = builder.add_extension(points, critical=False)
-    if purpose is not None:
-        builder = builder.add_extension(x509.ExtendedKeyUsage([purpose]), critical=True)
-    return builder
-
-
-def _sign(builder: x509.CertificateBuilder, key: Key) -> x509.Certificate:
-    return builder.sign(key, signers.algorithm_for(key.public_key()))
-
-
-def _now() -> datetime.datetime:
-    return datetime.datetime.now(datetime.UTC).replace(microsecond=0)
-
-
 def _ends(end: datetime.datetime, now: datetime.datetime) -> tuple[str, ...]:
     if end <= now:
         return ("expired",)
     return (f"ends in {(end - now).days} days",) if end - now < SOON else ()
-
-
-def _private_pem(key: Key) -> bytes:
-    return key.private_bytes(
-        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-    )
 
 
 def _pem(one: x509.Certificate) -> bytes:
@@ -942,12 +873,8 @@ def _number(crl: x509.CertificateRevocationList) -> int:
 
 
 def _entry(serial: int, logged: keylog.Entry) -> x509.RevokedCertificate:
-    builder = x509.RevokedCertificateBuilder().serial_number(serial)
-    builder = builder.revocation_date(datetime.datetime.fromisoformat(logged.time))
-    reason = str(logged.facts["reason"])
-    if reason != "unspecified":  # RFC 5280: then it is left out
-        builder = builder.add_extension(x509.CRLReason(REASONS[reason]), critical=False)
-    return builder.build()
+    facts = logged.facts
+    return forms.revoked(serial, datetime.datetime.fromisoformat(logged.time), str(facts["reason"]))
 
 
 def _log(directory: Path, action: str, issuer: str, made: x509.Certificate, subject: str, what: str = "") -> None:

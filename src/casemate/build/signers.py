@@ -41,11 +41,11 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa, utils
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
+from casemate.build.forms import Key as Key
+from casemate.build.forms import PublicKey as PublicKey
+from casemate.build.forms import algorithm_for as algorithm_for
 from casemate.errors import CasemateError
 from casemate.secret import Secret
-
-Key = rsa.RSAPrivateKey | ec.EllipticCurvePrivateKey
-PublicKey = rsa.RSAPublicKey | ec.EllipticCurvePublicKey
 
 ALGORITHMS = ("rsa-4096", "rsa-3072", "p-384")
 LARGEST_KEY, LARGEST_PIN = 64 << 10, 1 << 10
@@ -96,11 +96,6 @@ def fingerprint(key: PublicKey) -> str:
 def spki(key: PublicKey) -> bytes:
     """Return a public key as SubjectPublicKeyInfo, DER."""
     return key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
-
-
-def algorithm_for(key: PublicKey) -> hashes.SHA384 | hashes.SHA512:
-    """Return the hash that is signed with a key: SHA-384 on P-384, SHA-512 otherwise."""
-    return hashes.SHA384() if isinstance(key, ec.EllipticCurvePublicKey) else hashes.SHA512()
 
 
 def new_key(algorithm: str) -> Key:

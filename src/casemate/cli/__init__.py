@@ -31,6 +31,7 @@ GROUPS = {
     "keyset": "Keep the hosts that images are built for.",
     "build": "Build container images inside the TEE, signed there.",
     "approval": "Sign what a build accepts, and verify that enough reviewers did.",
+    "buildvm": "Build images inside of a machine, by a key that nobody holds.",
     "volume": "What belongs to data volumes.",
     "completion": "Shell completion.",
 }

@@ -221,9 +221,16 @@ def verify_provenance(directory: Path, authorities: tuple[str, ...], lists: tupl
 
 @image.command()
 @click.option("--arch", type=click.Choice(["amd64", "s390x"]), default="amd64", show_default=True)
+@click.option(
+    "--root",
+    type=click.Choice(["layer", "builder"]),
+    default="layer",
+    show_default=True,
+    help="Whose list: of which root.",
+)
 @click.option("--update", is_flag=True, help="Write the list in the source anew.")
 @click.option("--json", "as_json", is_flag=True, help="Print the differences as JSON.")
-def snapshot(arch: str, update: bool, as_json: bool) -> None:
+def snapshot(arch: str, root: str, update: bool, as_json: bool) -> None:
     """Compare the source's list of packages with Debian's archive as it is now.
 
     \b
@@ -234,11 +241,11 @@ def snapshot(arch: str, update: bool, as_json: bool) -> None:
     from casemate.image.root import packages_of
     from casemate.machine import home
 
-    before, _ = snapshots.listed(arch)
-    now = snapshots.Archive(arch, home.directory() / "cache").newest(packages_of(arch))
+    before, _ = snapshots.listed(arch, root)
+    now = snapshots.Archive(arch, home.directory() / "cache").newest(packages_of(arch, root))
     changes = snapshots.differences(before, now)
     if update:
-        snapshots.list_path(arch).write_text(snapshots.format_list(now))
+        snapshots.list_path(arch, root).write_text(snapshots.format_list(now))
     if as_json:
         click.echo(json.dumps({"packages": len(now), "differences": list(changes), "updated": update}))
         return

@@ -15,6 +15,10 @@ Of a section it only sees that it is YAML (a token that opens to something else 
 What a section says is read by ``hpl-contract``, in a sandbox, when no key exists any more.
 The image's keys and reference values come with the (encrypted, measured) initrd:
 ``/casemate/keys/{contract,attestation}.pem`` and ``/casemate/image.json``.
+
+That is an image of the layer. Other kinds (:mod:`casemate.guest.kinds`) open no contract: a builder machine is given a build
+configuration in its place (:mod:`casemate.guest.builderinput`), and keeps its keys for the one service that signs, in memory.
+What else is baked into such an image, ``/casemate/public``, is named in its record with its hash.
 """
 
 from __future__ import annotations
@@ -31,14 +35,18 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from casemate.guest import kernel
 from casemate.guest.kernel import ARCHIVE_SERIAL, ROOT_SERIAL
+from casemate.guest.kinds import CASEBUILD, Kind
 from casemate.guest.report import Stop
 from casemate.guest.rootdisk import SMALLEST_ROOT_DISK, RootDisk, is_free
 from casemate.luks.policy import DATA_START
 
 if TYPE_CHECKING:
+    from casemate.guest.builderinput import Given
     from casemate.secureexec.attestation import Attested
 
 BAKED = Path("/casemate")
+RUN = Path("/run/casemate")
+ROOT = "/sysroot"
 RECORD_PORT = "casemate.record"
 LEAST_MEMORY_MIB = 900
 CIDATA_LIMIT = 16 << 20
@@ -178,19 +186,12 @@ def expiry(until: float, now: float) -> str | None:
 # ---------------------------------------------------------------------------------------------- record
 
 
-def make_record(
-    image: dict[str, Any],
-    volume: bytes,
-    files: dict[str, bytes],
-    opened: Opened,
-    now: float,
-    attested: Attested | None,
-) -> bytes:
-    """Return the text of ``se-checksums.txt`` (``docs/formats/attestation-record.md``); ``attested``: the ultravisor's word."""
-    from casemate.attestation import record
+def make_record(image: dict[str, Any], hashes: list[tuple[str, str]], now: float, attested: Attested | None) -> bytes:
+    """Return the text of ``se-checksums.txt`` (``docs/formats/attestation-record.md``).
 
-    def digest(data: bytes) -> str:
-        return hashlib.sha256(data).hexdigest()
+    ``hashes``: what was given, by name. ``attested``: the ultravisor's word.
+    """
+    from casemate.attestation import record
 
     facts = [*_machine_facts(), ("Image age", _age(float(image["created"]), now))]
     if attested is not None:
@@ -198,14 +199,26 @@ def make_record(
     if host := _host(image["hosts"], attested):
         facts.append((record.HOST_KEY, host["document"]))
         facts.append((record.HOST_KEY_VALID, host["valid_until"]))
-    hashes = []
+    own = []
     if attested is not None and attested.firmware:
-        hashes.append((record.FIRMWARE, digest(attested.firmware)))
-    hashes += [("root.tar.gz", image["root_sha256"]), ("baseimage", image["baseimage"]), ("sbom", image["sbom"])]
-    hashes.append(("/dev/disk/by-label/cidata", digest(volume)))
-    hashes += [(f"cidata/{name}", digest(files[name])) for name in ("meta-data", "user-data", "vendor-data")]
-    hashes += [(f"contract:{name}", digest(text.encode())) for name, text in opened.sealed.items()]
-    return record.build(image["version"], facts, hashes)
+        own.append((record.FIRMWARE, hashlib.sha256(attested.firmware).hexdigest()))
+    own += [("root.tar.gz", image["root_sha256"]), ("baseimage", image["baseimage"]), ("sbom", image["sbom"])]
+    return record.build(image["version"], facts, [*own, *hashes])
+
+
+def contract_lines(volume: bytes, files: dict[str, bytes], opened: Opened) -> list[tuple[str, str]]:
+    """Return the lines of a record that speak of the cidata volume and the contract, names and hashes."""
+    parts = [("/dev/disk/by-label/cidata", volume)]
+    parts += [(f"cidata/{name}", files[name]) for name in ("meta-data", "user-data", "vendor-data")]
+    parts += [(f"contract:{name}", text.encode()) for name, text in opened.sealed.items()]
+    return [(name, hashlib.sha256(data).hexdigest()) for name, data in parts]
+
+
+def baked_lines(directory: Path) -> list[tuple[str, str]]:
+    """Return the lines of a record that speak of the files that were baked into an image, names and hashes."""
+    return [
+        (f"baked:{path.name}", hashlib.sha256(path.read_bytes()).hexdigest()) for path in sorted(directory.glob("*"))
+    ]
 
 
 def _host(hosts: list[dict[str, str]], attested: Attested | None) -> dict[str, str] | None:
@@ -322,6 +335,20 @@ def hand_over(opened: Opened, directory: Path) -> None:
         (contract / name).chmod(0o600)
 
 
+def keep_for_service(given: Given | None, directory: Path) -> None:
+    """Leave keys, baked files and input of a machine that is none of the layer where its service looks for them: memory only."""
+    directory.mkdir(mode=0o700, parents=True)
+    for name in ("keys", "public"):
+        (directory / name).mkdir(mode=0o700)
+        for path in (BAKED / name).glob("*"):
+            target = directory / name / path.name
+            with os.fdopen(os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), "wb") as file:
+                file.write(path.read_bytes())
+    (directory / "image.json").write_bytes((BAKED / "image.json").read_bytes())
+    if given is not None:
+        given.hand_over(directory)
+
+
 def destroy_keys(directory: Path) -> None:
     """Overwrite and remove the private keys of the image."""
     for path in directory.iterdir():
@@ -345,7 +372,7 @@ def _empty_initrd(directory: Path, device: int) -> None:
             continue
 
 
-def become_root(root: str) -> NoReturn:
+def become_root(root: str, kind: Kind) -> NoReturn:
     """Move the kernel's file systems over, empty the initrd, and become the systemd of the root."""
     for name in ("dev", "proc", "sys", "run"):
         kernel.mount(f"/{name}", f"{root}/{name}", flags=kernel.MS_MOVE)
@@ -354,15 +381,15 @@ def become_root(root: str) -> NoReturn:
     kernel.mount(".", "/", flags=kernel.MS_MOVE)
     os.chroot(".")
     os.chdir("/")
-    os.execve("/usr/lib/systemd/systemd", ["/usr/lib/systemd/systemd"], {"PATH": "/usr/sbin:/usr/bin"})  # noqa: S606
+    systemd = "/usr/lib/systemd/systemd"
+    os.execve(systemd, [systemd, f"--unit={kind.target}"], {"PATH": "/usr/sbin:/usr/bin"})  # noqa: S606
 
 
 # ---------------------------------------------------------------------------------------------- the story
 
 
-def boot(root_directory: str) -> None:
+def boot(image: dict[str, Any], kind: Kind) -> None:
     """Do everything of this module's list up to ``exec``. The kernel's file systems and the drivers are there."""
-    image = json.loads((BAKED / "image.json").read_bytes())
     if (memory := kernel.memory_mib()) < LEAST_MEMORY_MIB:
         raise Stop("HPL11003E", f"the machine has {memory} MiB of memory, it needs a machine of 1024 MiB")
     archive, disk = kernel.wait_for_disk(ARCHIVE_SERIAL, 10), kernel.wait_for_disk(ROOT_SERIAL, 1)
@@ -375,7 +402,13 @@ def boot(root_directory: str) -> None:
         raise Stop("HPL11009E", f"no disk with the serial number {missing} is attached")
     if disk.size < max(SMALLEST_ROOT_DISK, 4 * image["root_size"]):
         raise Stop("HPL11009E", f"the root disk has {disk.size >> 20} MiB, too few")
-    volume = read_cidata([d for d in kernel.disks() if d.name not in (archive.name, disk.name)])
+    others = [d for d in kernel.disks() if d.name not in (archive.name, disk.name)]
+    volume = read_cidata(others) if kind.opens else b""
+    given = None
+    if kind.input == CASEBUILD:
+        from casemate.guest import builderinput
+
+        given = builderinput.find(others, _read_disk)
 
     if not is_free(_read_disk(disk, PROBE), _read_disk(disk, PROBE, DATA_START)):
         raise Stop(
@@ -388,6 +421,15 @@ def boot(root_directory: str) -> None:
     announce("# write OS to root disk...")
     root.start()
 
+    trust_own_keys()
+    if kind.opens:
+        _start_layer(image, volume, root)
+    else:
+        _start_service(image, given, root)
+    announce("# HPL11099I: bootloader end")
+
+
+def _start_layer(image: dict[str, Any], volume: bytes, root: RootDisk) -> None:
     announce("# decrypt user-data...")
     from casemate import cidata
     from casemate.errors import CasemateError
@@ -400,35 +442,50 @@ def boot(root_directory: str) -> None:
         raise Stop("HPL11004E", "the cidata volume has no user-data: the machine has no contract")
     for name in ("meta-data", "vendor-data"):
         files.setdefault(name, b"")
-    trust_own_keys()
     keys = BAKED / "keys"
     opened = open_contract(files["user-data"], (keys / "contract.pem").read_bytes())
     announce(f"{opened.tokens} token decrypted, 0 encrypted token ignored")
     if warning := expiry(image["contracts_until"], time.time()):
         announce(warning)
-    hand_over(opened, Path("/run/casemate"))
-
-    announce("# create root filesystem...")
-    root.make_state()
-    root.finish()
-    Path(root_directory).mkdir(exist_ok=True)
-    root.mount(root_directory)
-
-    announce("# run attestation...")
-    public = Path(root_directory, "var/hyperprotect")
-    (public / "cidata").mkdir(parents=True)
+    hand_over(opened, RUN)
+    public = _mount_root(root)
+    (public / "cidata").mkdir()
     for name in ("meta-data", "vendor-data"):
         (public / "cidata" / name).write_bytes(files[name])
-    text = make_record(image, volume, files, opened, time.time(), ask_ultravisor(image["hosts"]))
-    leave_user_data(text, Path("/run/casemate"))
-    attestation_key = (keys / "attestation.pem").read_bytes()
-    record = write_record(public, text, attestation_key, opened.plain.get("attestationPublicKey"), image["version"])
-    destroy_keys(keys)
-    send_record(record)
-
+    auditor = opened.plain.get("attestationPublicKey")
+    _attest(image, contract_lines(volume, files, opened), public, auditor)
     announce("# set hostname...")
     socket.sethostname(hostname(files["meta-data"]))
     announce("# finish root disk setup...")
     if "network-config" in files:
-        (Path("/run/casemate") / "network-config").write_bytes(files["network-config"])
-    announce("# HPL11099I: bootloader end")
+        (RUN / "network-config").write_bytes(files["network-config"])
+
+
+def _start_service(image: dict[str, Any], given: Given | None, root: RootDisk) -> None:
+    keep_for_service(given, RUN)
+    public = _mount_root(root)
+    lines = [*(given.lines() if given is not None else []), *baked_lines(BAKED / "public")]
+    _attest(image, lines, public, None)
+    socket.sethostname("casemate")
+    announce("# finish root disk setup...")
+
+
+def _mount_root(root: RootDisk) -> Path:
+    announce("# create root filesystem...")
+    root.make_state()
+    root.finish()
+    Path(ROOT).mkdir(exist_ok=True)
+    root.mount(ROOT)
+    public = Path(ROOT, "var/hyperprotect")
+    public.mkdir(parents=True)
+    return public
+
+
+def _attest(image: dict[str, Any], lines: list[tuple[str, str]], public: Path, auditor: bytes | None) -> None:
+    announce("# run attestation...")
+    keys = BAKED / "keys"
+    text = make_record(image, lines, time.time(), ask_ultravisor(image["hosts"]))
+    leave_user_data(text, RUN)
+    record = write_record(public, text, (keys / "attestation.pem").read_bytes(), auditor, image["version"])
+    destroy_keys(keys)
+    send_record(record)

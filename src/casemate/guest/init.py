@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
+import json
 import sys
 import time
+from pathlib import Path
 from typing import NoReturn
 
 from casemate.guest import kernel
+from casemate.guest.kinds import KINDS
 from casemate.guest.report import Stop
 
-ROOT = "/sysroot"
+IMAGE = Path("/casemate/image.json")
 
 
 def main() -> NoReturn:
     """Either become the root's systemd, or say why not and switch the machine off."""
     try:
-        drivers = kernel.load_drivers()
+        image = json.loads(IMAGE.read_bytes())
+        kind = KINDS[image["kind"]]
+        drivers = kernel.load_drivers(network=kind.network)
         from casemate.guest import bootloader  # meanwhile
 
         kernel.finish(drivers, "modprobe")
-        bootloader.boot(ROOT)
-        bootloader.become_root(ROOT)
+        bootloader.boot(image, kind)
+        bootloader.become_root(bootloader.ROOT, kind)
     except Stop as stop:
         announce(f"# {stop.id}: {stop.detail}")
     except BaseException as error:

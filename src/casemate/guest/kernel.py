@@ -64,14 +64,15 @@ def run(*command: str, stdin: bytes = b"", timeout: float = 120) -> None:
     finish(start(*command), command[0], stdin, timeout)
 
 
-def load_drivers() -> subprocess.Popen[bytes]:
+def load_drivers(*, network: bool = True) -> subprocess.Popen[bytes]:
     """Mount the kernel's own file systems, and start to load the drivers of the initrd; see :func:`finish`."""
     quiet = MS_NOSUID | MS_NODEV | MS_NOEXEC
     for kind, target in (("proc", "/proc"), ("sysfs", "/sys")):
         mount(kind, target, kind, quiet)
     mount("devtmpfs", "/dev", "devtmpfs", MS_NOSUID, "mode=0755")
     mount("tmpfs", "/run", "tmpfs", MS_NOSUID | MS_NODEV, "mode=0755,size=20%")
-    return start("modprobe", "-a", *DRIVERS.read_text().split())
+    names = DRIVERS.read_text().split()
+    return start("modprobe", "-a", *(name for name in names if network or name != "virtio_net"))
 
 
 @dataclass(frozen=True, slots=True)

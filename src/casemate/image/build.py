@@ -21,33 +21,33 @@ from __future__ import annotations
 
 import datetime
 import hashlib
+import io
 import json
 import platform
 import shutil
 import tempfile
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from casemate import __version__
 from casemate.errors import CasemateError
+from casemate.guest.kinds import LAYER, Kind
+from casemate.image import assemble as assembly
 from casemate.image import initrd, provenance, sbom
+from casemate.image.assemble import CONSOLES as CONSOLES
+from casemate.image.assemble import FORMAT, Identity, Parts, assemble
+from casemate.image.assemble import VERSION as VERSION
+from casemate.image.assemble import command_line as command_line
 from casemate.image.root import Root, build_root, guest_files, select_packages
 from casemate.image.snapshot import Policy
 
-VERSION = "26.11.0"
-FORMAT = "casemate-image/1"
-CONSOLES = {"amd64": "ttyS0", "s390x": "ttysclp0"}
-HARDENING = (
-    *("lockdown=confidentiality", "init_on_free=1", "init_on_alloc=1", "slab_nomerge", "page_alloc.shuffle=1"),
-    *("vsyscall=none", "debugfs=off", "oops=panic", "panic=-1", "module.sig_enforce=1", "random.trust_bootloader=off"),
-    # Nothing of the machine's firmware tables becomes a configuration of the system.
-    *("systemd.import_credentials=no", "sysctl.kernel.sysrq=0", "sysctl.kernel.yama.ptrace_scope=3"),
-)
-QUIET = ("quiet", "loglevel=3", "systemd.show_status=no", "rd.udev.log_level=3", "plymouth.enable=0")
+if TYPE_CHECKING:
+    from casemate.build.authority import Authority
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,11 +87,6 @@ class ImageDirectory:
         return described
 
 
-def command_line(arch: str) -> str:
-    """Return the kernel's command line: one console, locked down, memory wiped."""
-    return " ".join((f"console={CONSOLES[arch]}", *QUIET, *HARDENING))
-
-
 def build_image(
     directory: Path,
     *,
@@ -114,10 +109,10 @@ def build_image(
     """
     from casemate.image.ca import DevelopmentCA
     from casemate.machine import home
-    from casemate.secureexec import hostkey, image
+    from casemate.secureexec import hostkey
 
     # What can be refused is refused before anything is built.
-    _check_replaceable(directory)
+    check_replaceable(directory)
     if keyset is not None:
         from casemate.build import keyset as keysets
 
@@ -169,72 +164,32 @@ def build_image(
         raise CasemateError("the image's keys could not be made", id="IMAGE-KEYS")
     certificates = issued[0]
 
-    bill = bill_of_materials(root, arch)
     now = datetime.datetime.now(datetime.UTC).replace(microsecond=0)
-    kernel, cmdline = root.kernel.read_bytes(), command_line(arch)
-    values = reference_values(root, arch, base, bill)
-    baked = {
-        **{"version": VERSION, "arch": arch, "created": int(now.timestamp())},
-        **{"root_sha256": root.sha256, "root_size": root.size},
-        **{"baseimage": values["baseimage"], "sbom": values["sbom"]},
-        "contracts_until": int(certificates.until.timestamp()),
-        "hosts": [
-            {"document": name, "valid_until": host.valid_until, "key": hostkey.coordinates(host.public).hex()}
-            for (name, _), host in zip(documents, hosts, strict=True)
-        ],
-    }
-    reference = {
-        **{"format": "casemate-reference-values/1", "version": VERSION, "arch": arch, "created": now.isoformat()},
-        **{"values": values, "packages": root.selection.record()},
-    }
-    progress("encrypted image")
-    directory.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{directory.name}-", dir=directory.parent) as work:
-        new = Path(work) / "image"
-        new.mkdir()
-        secrets = {
-            "contract.pem": certificates.encryption_key.reveal(),
-            "attestation.pem": certificates.attestation_key.reveal(),
-        }
-        with (new / "casemate.img").open("wb") as out:
-            packed = image.pack(
-                out,
-                kernel=kernel,
-                cmdline=cmdline.encode(),
-                initrd=base + initrd.own(json.dumps(baked).encode(), secrets),
-                hosts=hosts,
-            )
-        del secrets
-        _place(root.archive, new / "root.squashfs")
-        texts = {
-            "reference-values.json": json.dumps(reference, indent=1) + "\n",
-            "packages.txt": root.selection.text,
-            sbom.NAME: bill,
+    identity = Identity(
+        secrets={"contract.pem": certificates.encryption_key, "attestation.pem": certificates.attestation_key},
+        files={
             "encryption.crt": certificates.encryption_certificate,
             "attestation.crt": certificates.attestation_certificate,
-            "intermediate.crt": authority.intermediate_pem,
-            "root.crt": authority.root_pem,
-            "crl.pem": authority.crl_pem,
-            **({"root.crl.pem": authority.root_crl_pem} if authority.root_crl_pem else {}),
-            "image.json": json.dumps(
-                {
-                    **{"format": FORMAT, "version": VERSION, "arch": arch, "created": now.isoformat()},
-                    **{"kernel": root.release, "command_line": cmdline, "tag": packed.tag.hex()},
-                    "hosts": [name for name, _ in documents],
-                },
-                indent=1,
-            )
-            + "\n",
-        }
-        for name, text in texts.items():
-            (new / name).write_bytes(text if isinstance(text, bytes) else text.encode())
+            **chain_files(authority),
+        },
+        contracts_until=certificates.until,
+    )
+    progress("encrypted image")
+    with new_directory(directory) as new, parts_of(root, arch, base) as parts:
+        with (new / "casemate.img").open("w+b") as out:
+            named = [(name, host) for (name, _), host in zip(documents, hosts, strict=True)]
+            made = assemble(out, parts, identity, named, created=now)
+            digests = assembly.digests(out, parts, made.files, provenance.SUBJECTS)
+        _place(root.archive, new / "root.squashfs")
+        for name, data in made.files.items():
+            (new / name).write_bytes(data)
         progress("provenance")
         signer, certificate = authority.issue_provenance(VERSION)
         payload = provenance.statement(
-            {name: file_hash(new / name) for name in provenance.SUBJECTS},
+            digests,
             parameters={"arch": arch, "version": VERSION, "policy": policy.value, **root.selection.record()},
             dependencies=dependencies(root),
-            values=values,
+            values=made.values,
             tools={"casemate": __version__, "python": platform.python_version()},
             started=now,
             finished=datetime.datetime.now(datetime.UTC),
@@ -242,25 +197,53 @@ def build_image(
         (new / provenance.NAME).write_bytes(provenance.sign(payload, signer.reveal()))
         (new / provenance.CERTIFICATE).write_bytes(certificate)
         authority.require_chain(certificates.encryption_certificate, certificates.attestation_certificate, certificate)
-        _check_replaceable(directory)
+    return ImageDirectory(directory)
+
+
+def chain_files(authority: Authority) -> dict[str, bytes]:
+    """Return what is above an image's certificates: issuers, and the lists of the day."""
+    files = {
+        "intermediate.crt": authority.intermediate_pem,
+        "root.crt": authority.root_pem,
+        "crl.pem": authority.crl_pem,
+    }
+    above = authority.root_crl_pem
+    return {**files, "root.crl.pem": above} if above else files
+
+
+@contextmanager
+def new_directory(directory: Path) -> Iterator[Path]:
+    """Give an empty directory that takes the place of an image directory when it is whole; a failure leaves nothing behind."""
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{directory.name}-", dir=directory.parent) as work:
+        new = Path(work) / "image"
+        new.mkdir()
+        yield new
+        check_replaceable(directory)
         if directory.exists():
             shutil.rmtree(directory)
         new.rename(directory)
-    return ImageDirectory(directory)
+
+
+@contextmanager
+def parts_of(root: Root, arch: str, base: bytes, kind: Kind = LAYER) -> Iterator[Parts]:
+    """Give the parts that a root and a base initrd make."""
+    with root.kernel.open("rb") as kernel:
+        yield Parts(
+            *(arch, kind, root.release, kernel, io.BytesIO(base), root.sha256, root.size),
+            *(bill_of_materials(root, arch), root.selection.text.encode(), root.selection.record()),
+        )
 
 
 def bill_of_materials(root: Root, arch: str) -> bytes:
     """Return the bill of materials of a root."""
-    return sbom.of_tree(arch, VERSION, root.selection.packages, root.tree, list(guest_files()))
+    return sbom.of_tree(arch, VERSION, root.selection.packages, root.tree, list(guest_files(root.flavor.name)))
 
 
-def reference_values(root: Root, arch: str, base: bytes, bill: bytes) -> dict[str, str]:
+def reference_values(root: Root, arch: str, base: bytes) -> dict[str, str]:
     """Return what a record of an image made of these parts says, whatever its keys are."""
-    baseimage = hashlib.sha256(root.kernel.read_bytes() + command_line(arch).encode() + base)
-    return {
-        **{"root.tar.gz": root.sha256, "baseimage": baseimage.hexdigest()},
-        "sbom": hashlib.sha256(bill).hexdigest(),
-    }
+    with parts_of(root, arch, base) as parts:
+        return parts.values()
 
 
 def source_hash() -> str:
@@ -320,8 +303,8 @@ def is_current(
         return False
     cache = cache or home.directory() / "cache"
     root = build_root(arch, cache, progress)
-    base, bill = initrd.base(root, arch, cache), bill_of_materials(root, arch)
-    if wanted != reference_values(root, arch, base, bill) or file_hash(built.archive) != root.sha256:
+    base = initrd.base(root, arch, cache)
+    if wanted != reference_values(root, arch, base) or file_hash(built.archive) != root.sha256:
         return False
     progress("opening it as the ultravisor will")
     try:
@@ -331,7 +314,7 @@ def is_current(
         return False
 
 
-def _check_replaceable(directory: Path) -> None:
+def check_replaceable(directory: Path) -> None:
     """Only an image, or nothing, may be replaced by an image."""
     if directory.exists() and any(directory.iterdir()) and not (directory / "image.json").is_file():
         raise CasemateError(

@@ -3,22 +3,21 @@
 Two archives, one after the other, as the kernel allows: a *base* that depends on packages and our source only (cached,
 the same on every machine), and a small one with what is the image's own: keys and reference values.
 
-Both are ``newc`` archives (kernel: ``Documentation/driver-api/early-userspace/buffer-format.rst``), made in memory:
-no key touches a disk.
+Both are ``newc`` archives, made in memory (:mod:`casemate.image.cpio`): no key touches a disk.
 """
 
 from __future__ import annotations
 
-import io
 import re
 import shutil
-import stat
 import subprocess
 import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 
-from casemate.image.root import EPOCH, TRIPLES, Root, cache_key, guest_files, run
+from casemate.image import cpio as cpios
+from casemate.image.cpio import Cpio
+from casemate.image.root import TRIPLES, Root, cache_key, guest_files, run
 
 PROGRAMS: tuple[str, ...] = (
     *("usr/bin/python3.11", "usr/sbin/cryptsetup", "usr/sbin/dmsetup", "usr/sbin/mkfs.ext4", "usr/bin/kmod"),
@@ -69,6 +68,11 @@ for module in list(sys.modules.values()):
         print(path)
 """
 
+TRACE_BUILDER = """
+import casemate.guest.builderinput, casemate.build.frame
+print(casemate.guest.builderinput.__file__, casemate.build.frame.__file__, casemate.build.__file__, sep="\\n")
+"""
+
 COMPILE = """
 import sys, py_compile
 for name in sys.argv[1:]:
@@ -77,58 +81,10 @@ for name in sys.argv[1:]:
 """
 
 
-class Cpio:
-    """Writes a ``newc`` archive into memory; every file is root's and has the same time stamp."""
-
-    def __init__(self) -> None:
-        self._out = io.BytesIO()
-        self._inode = 0
-        self._directories: set[str] = set()
-
-    def _entry(self, name: str, mode: int, content: bytes) -> None:
-        self._inode += 1
-        encoded = name.encode() + b"\0"
-        links = 2 if stat.S_ISDIR(mode) else 1
-        numbers = (self._inode, mode, 0, 0, links, EPOCH, len(content), 0, 0, 0, 0, len(encoded), 0)
-        out = self._out
-        out.write(b"070701" + b"".join(b"%08X" % number for number in numbers) + encoded)
-        out.write(bytes(-out.tell() % 4))
-        out.write(content)
-        out.write(bytes(-out.tell() % 4))
-
-    def _parents(self, name: str) -> None:
-        parent = str(Path(name).parent)
-        if parent != "." and parent not in self._directories:
-            self.directory(parent)
-
-    def directory(self, name: str, mode: int = 0o755) -> None:
-        """Add a directory and those above it."""
-        if name not in self._directories:
-            self._parents(name)
-            self._directories.add(name)
-            self._entry(name, stat.S_IFDIR | mode, b"")
-
-    def file(self, name: str, content: bytes, mode: int = 0o644) -> None:
-        """Add a regular file."""
-        self._parents(name)
-        self._entry(name, stat.S_IFREG | mode, content)
-
-    def link(self, name: str, target: str) -> None:
-        """Add a symbolic link."""
-        self._parents(name)
-        self._entry(name, stat.S_IFLNK | 0o777, target.encode())
-
-    def finish(self) -> bytes:
-        """Return the archive, padded so that another may follow."""
-        self._entry("TRAILER!!!", 0, b"")
-        self._out.write(bytes(-self._out.tell() % 512))
-        return self._out.getvalue()
-
-
 def base(root: Root, arch: str, cache: Path) -> bytes:
     """Return the base initrd for a root, from the cache where it is there."""
-    ours = list(guest_files())
-    here = Path(__file__).read_bytes()
+    ours = list(guest_files(root.flavor.name))
+    here = Path(__file__).read_bytes() + Path(cpios.__file__).read_bytes()
     cached = cache / f"initrd-{arch}-{cache_key(root.tree.name, str(here), [(n, d.hex()) for n, d in ours])}.cpio"
     if not cached.is_file():
         with tempfile.TemporaryDirectory(prefix="new-", dir=cache) as work:
@@ -136,16 +92,6 @@ def base(root: Root, arch: str, cache: Path) -> bytes:
             (Path(work) / "initrd").write_bytes(archive)
             (Path(work) / "initrd").rename(cached)
     return cached.read_bytes()
-
-
-def own(image: bytes, keys: dict[str, bytes]) -> bytes:
-    """Return the archive of what is the image's own: ``image.json`` and the private keys."""
-    cpio = Cpio()
-    cpio.file("casemate/image.json", image, 0o400)
-    cpio.directory("casemate/keys", 0o700)
-    for name, content in sorted(keys.items()):
-        cpio.file(f"casemate/keys/{name}", content, 0o600)
-    return cpio.finish()
 
 
 def _make(root: Root, arch: str, ours: list[tuple[str, bytes]], work: Path) -> bytes:
@@ -158,7 +104,7 @@ def _make(root: Root, arch: str, ours: list[tuple[str, bytes]], work: Path) -> b
             (package / name).write_bytes(data)
     triple = TRIPLES[arch]
     programs = [name.format(triple=triple) for name in PROGRAMS]
-    modules = _python_modules(tree)
+    modules = _python_modules(tree, TRACE + (TRACE_BUILDER if root.flavor.name == "builder" else ""))
     binaries = [*programs, *(name for name in modules if name.endswith(".so"))]
     cpio = Cpio()
     for name in ("dev", "proc", "sys", "run", "sysroot", "tmp", "etc", "usr/lib64"):
@@ -182,10 +128,10 @@ def _make(root: Root, arch: str, ours: list[tuple[str, bytes]], work: Path) -> b
     return cpio.finish()
 
 
-def _python_modules(tree: Path) -> list[str]:
+def _python_modules(tree: Path, trace: str) -> list[str]:
     """Return the files of every module that the bootloader uses, found by using it once inside the tree."""
     done = subprocess.run(
-        ["chroot", str(tree), "/usr/bin/python3", "-IB", "-c", TRACE], capture_output=True, check=False
+        ["chroot", str(tree), "/usr/bin/python3", "-IB", "-c", trace], capture_output=True, check=False
     )
     if done.returncode:
         raise RuntimeError(f"the bootloader's modules can't be traced: {done.stderr.decode()[-2000:]}")
@@ -193,7 +139,8 @@ def _python_modules(tree: Path) -> list[str]:
     always = ("encodings/__init__.py", "encodings/aliases.py", "encodings/utf_8.py", "site.py", "os.py", "codecs.py")
     names |= {f"usr/lib/python3.11/{name}" for name in (*always, "io.py", "abc.py", "stat.py", "posixpath.py")}
     names |= {f"usr/lib/python3.11/{name}" for name in ("genericpath.py", "_collections_abc.py", "_sitebuiltins.py")}
-    return sorted(name for name in names if (tree / name).is_file())
+    # A link (sitecustomize.py) leads to a place of the tree, which must not be looked for on the build machine.
+    return sorted(name for name in names if (tree / name).is_symlink() or (tree / name).is_file())
 
 
 def _libraries(tree: Path, binaries: Iterable[str]) -> set[str]:

@@ -12,7 +12,8 @@ The rules of :func:`verify`, in this order; the first that does not hold raises:
    records can sign provenance; revocation lists that are given are used.
 3. The signature, ECDSA P-384 with SHA-384, holds over the pre-authentication encoding of type and payload.
 4. Only then is the payload parsed: a statement of the two types named below, names that are plain file names, once each.
-5. Each file that was given is a subject with the same SHA-256, and each of :data:`SUBJECTS` was given.
+5. Each file that was given is a subject with the same SHA-256, and each of :data:`SUBJECTS` was given; ``encryption.crt``
+   need not be there where the statement has none either, as for a builder machine, which opens no contracts.
 """
 
 from __future__ import annotations
@@ -38,9 +39,12 @@ STATEMENT_TYPE = "https://in-toto.io/Statement/v1"
 PREDICATE_TYPE = "https://slsa.dev/provenance/v1"
 BUILD_TYPE = "urn:casemate:image-build:1"
 BUILDER = "urn:casemate:builder:development"
+MACHINE_BUILDER = "urn:casemate:builder:machine"
+"""Who built: a program on somebody's machine, or a builder machine, whose own record says what it is."""
+ENCRYPTION = "encryption.crt"
 SUBJECTS = (
     *("casemate.img", "root.squashfs", "packages.txt", "sbom.spdx.json", "reference-values.json"),
-    *("encryption.crt", "attestation.crt", "image.json"),
+    *(ENCRYPTION, "attestation.crt", "image.json"),
 )
 """What a statement speaks of: every file of an image directory but the chain's and its own."""
 LARGEST = 1 << 20
@@ -60,6 +64,7 @@ def statement(
     dependencies: Sequence[Mapping[str, Any]],
     values: Mapping[str, str],
     tools: Mapping[str, str],
+    builder: str = BUILDER,
     started: datetime.datetime,
     finished: datetime.datetime,
 ) -> bytes:
@@ -73,7 +78,7 @@ def statement(
             "resolvedDependencies": [dict(one) for one in dependencies],
         },
         "runDetails": {
-            "builder": {"id": BUILDER, "version": dict(tools)},
+            "builder": {"id": builder, "version": dict(tools)},
             "metadata": {"startedOn": _moment(started), "finishedOn": _moment(finished)},
             "byproducts": [{"name": name, "digest": {"sha256": value}} for name, value in sorted(values.items())],
         },
@@ -125,7 +130,7 @@ def verify(
     _check_signature(certificate, signature, payload)
     document = parse_statement(payload)
     said = {subject["name"]: subject["digest"]["sha256"] for subject in document["subject"]}
-    for name in sorted({*SUBJECTS, *digests}):
+    for name in sorted({*SUBJECTS, *digests} - ({ENCRYPTION} - said.keys() - digests.keys())):
         if name not in digests:
             raise ProvenanceError(f"there is no {name} to compare with", "give the whole image directory")
         if name not in said:

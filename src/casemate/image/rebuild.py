@@ -115,7 +115,7 @@ def build_values(
     root = build_root(arch, work, progress, selection)
     progress("initrd")
     base, bill = initrd.base(root, arch, work), bill_of_materials(root, arch)
-    return reference_values(root, arch, base, bill), bill, root.archive
+    return reference_values(root, arch, base), bill, root.archive
 
 
 def compare_archives(published: Path, rebuilt: Path, work: Path) -> tuple[str, ...]:

@@ -20,27 +20,32 @@ from importlib.resources import files
 from pathlib import Path
 
 from casemate.errors import CasemateError
+from casemate.image.cpio import EPOCH as EPOCH
 from casemate.image.snapshot import RELEASE as RELEASE
-from casemate.image.snapshot import Policy, Selection, repository, select
+from casemate.image.snapshot import Policy, Selection, listed, repository, select
 
 RECIPE = "2"
 """Raised when this module makes another tree from the same list of packages."""
 
-EPOCH = 1672531200
-"""Time stamp of every file in the archive, in seconds since 1970: the archive must not depend on the day."""
-
-PACKAGES = (
+_EVERYWHERE = (
     *("systemd", "systemd-sysv", "udev", "kmod"),
-    *("cryptsetup-bin", "dmsetup", "e2fsprogs", "xfsprogs", "btrfs-progs", "fdisk"),
-    *("podman", "crun", "conmon", "catatonit", "iptables", "ca-certificates"),
-    *("rsyslog", "rsyslog-gnutls"),
-    *("python3-minimal", "python3-cryptography", "python3-yaml", "python3-jsonschema"),
-    # Packs the archive, and is not in it: the build machine's own might pack otherwise.
+    *("cryptsetup-bin", "dmsetup", "e2fsprogs"),
+    *("python3-minimal", "python3-cryptography", "python3-yaml"),
+    # Packs the archive. The layer's has it not: the build machine's own might pack otherwise.
     "squashfs-tools",
 )
+PACKAGES = (
+    *_EVERYWHERE,
+    *("xfsprogs", "btrfs-progs", "fdisk"),
+    *("podman", "crun", "conmon", "catatonit", "iptables", "ca-certificates"),
+    *("rsyslog", "rsyslog-gnutls"),
+    "python3-jsonschema",
+)
+BUILDER_PACKAGES = (*_EVERYWHERE, "mmdebstrap", "apt", "dpkg")
+"""No container engine, no log sender: a builder machine speaks to nobody."""
 LOADERS = {"amd64": "ld-linux-x86-64.so.2", "s390x": "ld64.so.1"}
 TRIPLES = {"amd64": "x86_64-linux-gnu", "s390x": "s390x-linux-gnu"}
-ARCHITECTURE_PACKAGES = {
+ARCHITECTURE_PACKAGES: dict[str, tuple[str, ...]] = {
     "amd64": ("linux-image-cloud-amd64", "netavark", "aardvark-dns"),
     "s390x": (
         *("linux-image-s390x", "containernetworking-plugins", "golang-github-containernetworking-plugin-dnsname"),
@@ -49,8 +54,20 @@ ARCHITECTURE_PACKAGES = {
 NETWORKS = {"amd64": ("netavark", "netavark"), "s390x": ("cni", "../cni/bridge")}
 """What gives containers their networks: podman's name of it, and its program, seen from ``/usr/lib/podman``."""
 
+KERNELS: dict[str, tuple[str, ...]] = {"amd64": ("linux-image-cloud-amd64",), "s390x": ("linux-image-s390x",)}
+
 GUEST_PARTS = ("__init__.py", "errors.py", "secret.py", "cidata.py", "strictjson.py")
 GUEST_PACKAGES = ("contract", "attestation", "certificates", "luks", "secureexec", "guest")
+BUILDERS = ("builder", "bootstrap")
+"""How names of modules and units begin that only the root of builder machines has."""
+BUILDER_PARTS = (
+    *(*GUEST_PARTS, "approval.py", "image/__init__.py", "image/assemble.py", "image/cpio.py", "image/provenance.py"),
+    *("build/__init__.py", "build/frame.py", "build/job.py", "build/forms.py", "build/keylog.py", "build/keyset.py"),
+)
+BUILDER_PACKAGES_OF_OURS = ("contract", "attestation", "certificates", "luks", "secureexec")
+BUILDER_MODULES = (*("__init__", "init", "bootloader", "catch", "kernel", "kinds", "report", "rootdisk", "ultravisor"),)
+"""Modules of the guest that both have: how a machine starts, and how it says that it stops."""
+BUILDER_FILES = ("etc/systemd/", "etc/sysctl.d/", "etc/tmpfiles.d/", "etc/casemate/seal.conf", "usr/lib/systemd/")
 
 LEFT_OUT = """
 boot/* dev/* proc/* run/* sys/* tmp/* var/* root/* home/* media/* srv/* initrd.img* vmlinuz* usr/games/* usr/include/*
@@ -79,6 +96,14 @@ usr/lib/*/libldap* usr/lib/*/liblber* usr/lib/*/sasl2 usr/lib/*/krb5 usr/lib/*/g
 usr/lib/python3.11/lib-dynload/_dbm* usr/lib/python3.11/asyncio usr/lib/python3.11/ensurepip usr/lib/python3.11/venv
 """
 
+BUILDER_KEEPS = """
+etc/apt usr/share/perl* usr/share/dpkg usr/share/keyrings usr/lib/apt usr/lib/dpkg usr/lib/x86_64-linux-gnu/perl*
+usr/lib/s390x-linux-gnu/perl* usr/lib/x86_64-linux-gnu/libperl* usr/lib/s390x-linux-gnu/libperl* usr/lib/x86_64-linux-gnu/gconv
+usr/lib/s390x-linux-gnu/gconv usr/bin/perl* usr/bin/apt* usr/bin/dpkg* usr/sbin/dpkg-* usr/sbin/update-* usr/bin/deb-systemd*
+usr/bin/*squashfs usr/sbin/ldconfig usr/lib/*/libstdc++* usr/lib/*/libdb-5* usr/lib/*/libicu*
+"""
+"""What the layer's root leaves out and a builder needs: the tools of a build."""
+
 MODULES = """
 kernel/arch/x86/crypto kernel/arch/s390 kernel/block kernel/crypto kernel/lib
 kernel/drivers/block/virtio_blk.ko kernel/drivers/block/loop.ko kernel/drivers/char/hw_random
@@ -93,6 +118,18 @@ kernel/net/netfilter kernel/net/core
 
 
 @dataclass(frozen=True, slots=True)
+class Flavor:
+    """A sort of roots: its packages, what of them is left out, what of ours is in it, and what it starts by itself."""
+
+    name: str
+    packages: tuple[str, ...]
+    of_arch: dict[str, tuple[str, ...]]
+    left_out: tuple[str, ...]
+    default: str
+    started: tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Root:
     """A built root: the tree of packages, the archive made of it, what is in it."""
 
@@ -103,6 +140,7 @@ class Root:
     selection: Selection
     kernel: Path
     release: str
+    flavor: Flavor
 
 
 class BuildError(CasemateError):
@@ -130,9 +168,25 @@ def run(command: list[str], **environment: str) -> None:
         )
 
 
-def packages_of(arch: str) -> tuple[str, ...]:
-    """Return the Debian packages that the root is made of, sorted."""
-    return tuple(sorted({*PACKAGES, *ARCHITECTURE_PACKAGES[arch]}))
+_LAYER = Flavor(
+    "layer",
+    PACKAGES,
+    ARCHITECTURE_PACKAGES,
+    tuple(LEFT_OUT.split()),
+    "hyperprotect.target",
+    (("sysinit.target", "systemd-networkd.service"), ("local-fs.target", "tmp.mount")),
+)
+_BUILDER = Flavor(
+    *("builder", BUILDER_PACKAGES, KERNELS, tuple(p for p in LEFT_OUT.split() if p not in BUILDER_KEEPS.split())),
+    *("builder.target", (("local-fs.target", "tmp.mount"),)),
+)
+ROOTS = {flavor.name: flavor for flavor in (_LAYER, _BUILDER)}
+"""The roots by name; :mod:`casemate.guest.kinds` says which kind of images has which."""
+
+
+def packages_of(arch: str, flavor: str = "layer") -> tuple[str, ...]:
+    """Return the Debian packages that a root is made of, sorted."""
+    return tuple(sorted({*ROOTS[flavor].packages, *ROOTS[flavor].of_arch[arch]}))
 
 
 def cache_key(*parts: object) -> str:
@@ -140,20 +194,34 @@ def cache_key(*parts: object) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def guest_files() -> Iterable[tuple[str, bytes]]:
-    """Yield name and content of every file of ours that goes into the guest."""
+def guest_files(flavor: str = "layer") -> Iterable[tuple[str, bytes]]:
+    """Yield name and content of every file of ours that goes into a root."""
     package = Path(str(files("casemate")))
-    for part in GUEST_PARTS:
+    builder = flavor == "builder"
+    for part in BUILDER_PARTS if builder else GUEST_PARTS:
         yield part, (package / part).read_bytes()
-    for name in GUEST_PACKAGES:
+    for name in (*BUILDER_PACKAGES_OF_OURS, "guest") if builder else GUEST_PACKAGES:
         for path in sorted((package / name).rglob("*")):
             if path.is_file() and "__pycache__" not in path.parts:
-                yield str(path.relative_to(package)), path.read_bytes()
+                relative = path.relative_to(package)
+                if name != "guest" or _belongs(relative, builder):
+                    yield str(relative), path.read_bytes()
 
 
-def build_tree(arch: str, cache: Path, selection: Selection) -> Path:
+def _belongs(path: Path, builder: bool) -> bool:
+    """Whether a file of ``guest`` is of a sort of roots: a builder has its own, and of the layer's what it names."""
+    own = path.name.startswith(BUILDERS)
+    if not builder:
+        return not own
+    if path.parts[1] == "files":
+        return str(path.relative_to("guest/files")).startswith(BUILDER_FILES)
+    return own or (len(path.parts) == 2 and path.stem in BUILDER_MODULES)
+
+
+def build_tree(arch: str, cache: Path, selection: Selection, flavor: str = "layer") -> Path:
     """Return the tree of the selected packages, made where the cache has none."""
-    tree = cache / f"tree-{arch}-{cache_key(RECIPE, arch, packages_of(arch), selection.text)}"
+    wanted = packages_of(arch, flavor)
+    tree = cache / f"tree-{arch}-{cache_key(RECIPE, arch, wanted, selection.text)}"
     if tree.is_dir():
         return tree
     with tempfile.TemporaryDirectory(prefix="new-", dir=cache) as work:
@@ -170,7 +238,7 @@ def build_tree(arch: str, cache: Path, selection: Selection) -> Path:
                 "--dpkgopt=path-exclude=/usr/share/doc/*",
                 "--dpkgopt=path-include=/usr/share/doc/*/copyright",
                 "--essential-hook=mkdir -p $1/etc/initramfs-tools/conf.d",
-                f"--include={','.join(packages_of(arch))}",
+                f"--include={','.join(wanted)}",
                 # Every package there was compared with its hash in the list; apt compares once more.
                 *("", str(new), f"deb [trusted=yes] copy:{debs} ./"),
             ]
@@ -184,32 +252,39 @@ def build_root(
     cache: Path,
     progress: Callable[[str], None] = lambda step: None,
     selection: Selection | None = None,
+    flavor: str = "layer",
 ) -> Root:
     """Build, or take from the cache, the root for ``arch`` of the selected packages (of the source's list)."""
     progress("packages")
     cache.mkdir(parents=True, exist_ok=True)
-    selection = selection or select_packages(arch, cache)
-    tree = build_tree(arch, cache, selection)
+    selection = selection or select_packages(arch, cache, flavor=flavor)
+    tree = build_tree(arch, cache, selection, flavor)
     release = next((tree / "usr/lib/modules").iterdir()).name
-    ours = list(guest_files())
+    ours = list(guest_files(flavor))
     here = Path(__file__).read_text("utf-8")  # what it removes, keeps and writes
     key = cache_key(tree.name, here, [(name, hashlib.sha256(data).hexdigest()) for name, data in ours])
-    archive = cache / f"root-{arch}-{key}.squashfs"
+    named = arch if flavor == "layer" else f"{flavor}-{arch}"
+    archive = cache / f"root-{named}-{key}.squashfs"
     if not archive.is_file():
         progress("root archive")
         with tempfile.TemporaryDirectory(prefix="new-", dir=cache) as work, _umask(0o022):
-            _make_archive(arch, tree, release, ours, Path(work), archive)
+            _make_archive(arch, tree, release, ours, Path(work), archive, ROOTS[flavor])
     with archive.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return Root(tree, archive, digest, archive.stat().st_size, selection, tree / f"boot/vmlinuz-{release}", release)
+    kernel = tree / f"boot/vmlinuz-{release}"
+    return Root(tree, archive, digest, archive.stat().st_size, selection, kernel, release, ROOTS[flavor])
 
 
 def select_packages(
-    arch: str, cache: Path, policy: Policy = Policy.LISTED, say: Callable[[str], None] = lambda warning: None
+    arch: str,
+    cache: Path,
+    policy: Policy = Policy.LISTED,
+    say: Callable[[str], None] = lambda warning: None,
+    flavor: str = "layer",
 ) -> Selection:
     """Decide which packages a root for ``arch`` has, and fetch them."""
     cache.mkdir(parents=True, exist_ok=True)
-    return select(arch, packages_of(arch), cache, policy, say)
+    return select(arch, packages_of(arch, flavor), cache, policy, say, listed(arch, flavor)[0])
 
 
 @contextmanager
@@ -223,11 +298,11 @@ def _umask(mask: int) -> Iterator[None]:
 
 
 def _make_archive(
-    arch: str, tree: Path, release: str, ours: list[tuple[str, bytes]], work: Path, archive: Path
+    arch: str, tree: Path, release: str, ours: list[tuple[str, bytes]], work: Path, archive: Path, flavor: Flavor
 ) -> None:
     root = work / "root"
     run(["cp", "-al", str(tree), str(root)])
-    for pattern in LEFT_OUT.split():
+    for pattern in flavor.left_out:
         for path in root.glob(pattern):
             shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
     keep_modules(root / "usr/lib/modules" / release)
@@ -236,12 +311,15 @@ def _make_archive(
     _install_files(package / "guest/files", root)
     shutil.rmtree(package / "guest/files")
     units = root / "usr/lib/systemd/system"
+    own = set()
     for unit in sorted((package / "guest/units").glob("*.*")):
         if unit.suffix in (".service", ".target", ".socket", ".timer"):
             shutil.copyfile(unit, units / unit.name)
+            own.add(unit.name)
     shutil.rmtree(package / "guest/units", ignore_errors=True)
-    configure(root)
-    set_network(root, *NETWORKS[arch])
+    configure(root, own, flavor)
+    if flavor is _LAYER:
+        set_network(root, *NETWORKS[arch])
     run(["chroot", str(root), "/usr/sbin/depmod", release])
     new, libraries = work / "root.squashfs", tree / "usr/lib" / TRIPLES[arch]
     run(
@@ -321,10 +399,9 @@ UDEV_RULES = ("50-udev-default.rules", "75-net-description.rules", "80-net-setup
 """What is left of udev: no program looks at what the infrastructure plugs in, no driver is loaded for it."""
 
 
-def configure(root: Path) -> None:
-    """Turn a Debian tree into one that starts the layer and nothing else."""
+def configure(root: Path, ours: set[str], flavor: Flavor) -> None:
+    """Turn a Debian tree into one that starts our units (by name) and nothing else."""
     units = root / "usr/lib/systemd/system"
-    ours = {path.name for path in units.glob("hpl-*")} | {"hyperprotect.target"}
     etc = root / "etc/systemd/system"
     shutil.rmtree(etc)
     etc.mkdir()
@@ -336,9 +413,9 @@ def configure(root: Path) -> None:
         for link in sorted(directory.iterdir()):
             if link.suffix in (".service", ".socket", ".mount", ".timer", ".path") and link.name not in WANTED:
                 link.unlink()
-    (etc / "default.target").symlink_to("/usr/lib/systemd/system/hyperprotect.target")
+    (etc / "default.target").symlink_to(f"/usr/lib/systemd/system/{flavor.default}")
     (etc / "ctrl-alt-del.target").symlink_to("/usr/lib/systemd/system/poweroff.target")
-    for target, wanted in (("sysinit.target", "systemd-networkd.service"), ("local-fs.target", "tmp.mount")):
+    for target, wanted in flavor.started:
         wants = etc / f"{target}.wants"
         wants.mkdir()
         (wants / wanted).symlink_to(f"/usr/lib/systemd/system/{wanted}")
@@ -362,10 +439,11 @@ def configure(root: Path) -> None:
     (root / "etc/mtab").symlink_to("/proc/self/mounts")
     write(root / "etc/hosts", b"127.0.0.1 localhost\n")
     containers = root / "etc/containers"
-    shutil.rmtree(containers / "registries.conf.d", ignore_errors=True)
-    (containers / "policy.json").unlink(missing_ok=True)
-    (containers / "policy.json").symlink_to("/run/casemate-public/policy.json")  # none: the engine starts nothing
-    (containers / "registries.d").symlink_to("/run/casemate-public/registries.d")
+    if containers.is_dir():
+        shutil.rmtree(containers / "registries.conf.d", ignore_errors=True)
+        (containers / "policy.json").unlink(missing_ok=True)
+        (containers / "policy.json").symlink_to("/run/casemate-public/policy.json")  # none: the engine starts nothing
+        (containers / "registries.d").symlink_to("/run/casemate-public/registries.d")
     mounts = root / "mnt"
     shutil.rmtree(mounts)
     mounts.symlink_to("var/mnt")

@@ -127,15 +127,16 @@ def differences(wanted: Iterable[Package], found: Iterable[Package]) -> tuple[st
     return tuple(lines)
 
 
-def list_path(arch: str) -> Path:
-    """Return where the list of an architecture stands in the source."""
-    return Path(str(files("casemate.image"))) / f"snapshot-{arch}.txt"
+def list_path(arch: str, root: str = "layer") -> Path:
+    """Return where the list of an architecture stands in the source, for the layer's root or another."""
+    name = arch if root == "layer" else f"{root}-{arch}"
+    return Path(str(files("casemate.image"))) / f"snapshot-{name}.txt"
 
 
-def listed(arch: str) -> tuple[tuple[Package, ...], str]:
+def listed(arch: str, root: str = "layer") -> tuple[tuple[Package, ...], str]:
     """Return the source's list for an architecture and its SHA-256; nothing and ``""`` where there is none."""
     try:
-        data = list_path(arch).read_bytes()
+        data = list_path(arch, root).read_bytes()
     except FileNotFoundError:
         return (), ""
     return parse_list(data), hashlib.sha256(data).hexdigest()

@@ -80,7 +80,10 @@ class Port:
 
 @dataclass(frozen=True, slots=True)
 class Specification:
-    """What to start. ``cidata``, ``archive`` and ``more`` are for tests, which attach what no operator would."""
+    """What to start. ``cidata``, ``archive`` and ``more`` are for tests, which attach what no operator would.
+
+    ``disks``: what a machine is given that has no contract, in place of cidata volume and data disks; such a one has no network.
+    """
 
     name: str
     image: Path
@@ -94,6 +97,7 @@ class Specification:
     cidata: bytes | None = None
     archive: Path | None = None
     more: Sequence[str] = ()
+    disks: Sequence[Disk] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -387,15 +391,10 @@ def _launch(machine: Machine, spec: Specification, image: Path, archive: Path, a
     from casemate.machine.ultravisor import SoftwareUltravisor
 
     directory = machine.directory
-    volume = spec.cidata
-    if volume is None:
-        meta = f"instance-id: {spec.name}\nlocal-hostname: {spec.name}\n".encode()
-        volume = cidata_disk.make(spec.contract, meta, b"#cloud-config\nusers: []\n", spec.network_config)
-    (directory / "cidata.img").write_bytes(volume)
     with (directory / "root.img").open("wb") as root:
         root.truncate(spec.root_size)
     disks = [
-        Disk(directory / "cidata.img", read_only=True),
+        *(spec.disks or [Disk(_cidata(machine, spec), read_only=True)]),
         Disk(archive.absolute(), ARCHIVE_SERIAL, read_only=True),
         Disk(directory / "root.img", ROOT_SERIAL, passing=True),
         *(Disk(data.path.absolute()) for data in spec.data),
@@ -422,6 +421,7 @@ def _launch(machine: Machine, spec: Specification, image: Path, archive: Path, a
                 control=control.fileno(),
                 attestation=attestation.fileno(),
                 ultravisor=line.fileno(),
+                network=not spec.disks,
                 address=_address(spec.network_config),
             )
             process = subprocess.Popen(
@@ -457,6 +457,16 @@ def _listening(directory: Path, name: str) -> socket.socket:
     return listening
 
 
+def _cidata(machine: Machine, spec: Specification) -> Path:
+    """Write the volume with the contract."""
+    volume, path = spec.cidata, machine.directory / "cidata.img"
+    if volume is None:
+        meta = f"instance-id: {spec.name}\nlocal-hostname: {spec.name}\n".encode()
+        volume = cidata_disk.make(spec.contract, meta, b"#cloud-config\nusers: []\n", spec.network_config)
+    path.write_bytes(volume)
+    return path
+
+
 def _address(network_config: bytes | None) -> str:
     """Return the static address that a guest takes in QEMU's network, or nothing: there are no ports elsewhere."""
     from casemate.contract.network import networkd_files
@@ -469,8 +479,17 @@ def _address(network_config: bytes | None) -> str:
     return found[1] if found else ""
 
 
-def wait(machine: Machine, *, progress: Callable[[str], None] = lambda step: None, timeout: float = 300.0) -> None:
-    """Wait until a machine's services have succeeded. Raises :class:`MachineError` as :func:`up` does."""
+def wait(
+    machine: Machine,
+    *,
+    progress: Callable[[str], None] = lambda step: None,
+    timeout: float = 300.0,
+    until_it_ends: str | None = None,
+) -> None:
+    """Wait until a machine's services have succeeded; or until it has ended by itself, having said what ``until_it_ends`` names.
+
+    Raises :class:`MachineError` as :func:`up` does.
+    """
     end = time.monotonic() + timeout
     told = ""
     while True:
@@ -480,9 +499,11 @@ def wait(machine: Machine, *, progress: Callable[[str], None] = lambda step: Non
         if steps and steps[-1] != told:
             told = steps[-1]
             progress(told.split(" ->")[0])
-        if READY in console:
+        if until_it_ends is None and READY in console:
             return
         if not running:
+            if until_it_ends is not None and until_it_ends in console:
+                return
             said = (machine.directory / "qemu.log").read_text(errors="replace").strip().splitlines()
             reason = machine.reason or (said[-1] if said else "the machine ended without a word")
             raise MachineError(

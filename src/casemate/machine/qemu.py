@@ -87,6 +87,7 @@ class Guest:
     """A listening socket: who connects may ask the guest for an attestation."""
     ultravisor: int
     """A connected socket, with the software ultravisor at its other end."""
+    network: bool = True
     address: str = ""
     """Where in 10.0.2.0/24 forwarded ports lead to; empty: the address that QEMU gives by DHCP."""
 
@@ -110,11 +111,11 @@ def command(guest: Guest, kvm: bool, more: Sequence[str] = ()) -> list[str]:
         *("-device", "virtserialport,chardev=attestation,name=casemate.attestation"),
         *("-chardev", f"socket,id=ultravisor,fd={guest.ultravisor}"),
         *("-device", "virtserialport,chardev=ultravisor,name=casemate.ultravisor"),
-        *("-netdev", f"user,id=net{forwards}", "-device", f"virtio-net-{kind.bus},netdev=net"),
         *("-device", f"virtio-rng-{kind.bus}"),
     ]
-    if kind.bus == "pci":
-        words[-3] += ",romfile="  # nothing boots from the network
+    if guest.network:
+        rom = ",romfile=" if kind.bus == "pci" else ""  # nothing boots from the network
+        words += ["-netdev", f"user,id=net{forwards}", "-device", f"virtio-net-{kind.bus},netdev=net{rom}"]
     for number, disk in enumerate(guest.disks):
         file = {"driver": "file", "filename": str(disk.path), "locking": "on", "discard": "unmap"}
         cache: dict[str, object] = {"cache": {"no-flush": True}} if disk.passing else {}

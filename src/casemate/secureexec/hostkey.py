@@ -10,6 +10,7 @@ from __future__ import annotations
 import datetime
 import hashlib
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from cryptography.exceptions import InvalidTag, UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.ec import (
@@ -23,6 +24,9 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.serialization import load_pem_private_key, load_pem_public_key
 
 from casemate.secureexec.errors import HostKeyError, ImageError
+
+if TYPE_CHECKING:
+    from cryptography import x509
 
 COORDINATE = 80
 SLOT_SIZE = 80
@@ -75,7 +79,7 @@ def load(document: bytes, *, check_validity: bool = True) -> HostKey:
         pem = b"BEGIN CERTIFICATE" in document
         certificate = x509.load_pem_x509_certificate(document) if pem else x509.load_der_x509_certificate(document)
         key = _p521(certificate.public_key())
-        begins, ends = certificate.not_valid_before_utc, certificate.not_valid_after_utc
+        begins, ends = validity(certificate)
     except (ValueError, UnsupportedAlgorithm, x509.InvalidVersion):
         raise HostKeyError(
             "neither a certificate nor a public key", "give the host key document (.crt) of the machine"
@@ -85,6 +89,14 @@ def load(document: bytes, *, check_validity: bool = True) -> HostKey:
             f"the host key document is not valid today (until {ends.date()})", "get the current document"
         )
     return HostKey(key, ends.strftime("%b %-d %H:%M:%S %Y GMT"))
+
+
+def validity(certificate: x509.Certificate) -> tuple[datetime.datetime, datetime.datetime]:
+    """Return when a certificate begins and ends. Debian 12's ``cryptography`` (38) knows both without a time zone only."""
+    if hasattr(certificate, "not_valid_after_utc"):
+        return certificate.not_valid_before_utc, certificate.not_valid_after_utc
+    begins, ends = certificate.not_valid_before, certificate.not_valid_after
+    return begins.replace(tzinfo=datetime.UTC), ends.replace(tzinfo=datetime.UTC)
 
 
 def load_private(pem: bytes) -> EllipticCurvePrivateKey:

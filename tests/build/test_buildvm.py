@@ -1,0 +1,148 @@
+"""Builder machines from the host's side: what the commands say, and whose keys the root certifies for builders."""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from buildvm_kit import PARTS, Bench, Reviewers
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from cryptography.hazmat.primitives.serialization import Encoding
+
+from casemate.build import buildvm, forms
+from casemate.build import job as jobs
+from casemate.errors import CasemateError
+from program import Result
+
+Run = Callable[..., Result]
+
+
+@pytest.fixture(scope="module")
+def bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
+    return Bench(tmp_path_factory.mktemp("bench"))
+
+
+@pytest.fixture(scope="module")
+def image(bench: Bench) -> tuple[Path, bytes]:
+    """An image that the builder has made, and the job."""
+    job = bench.image_job()
+    places = bench.run(job, 1, PARTS)
+    bench.unpack(places, job, bench.directory / "image")
+    return bench.directory / "image", job
+
+
+def refused(act: Callable[[], object]) -> str:
+    with pytest.raises(CasemateError) as error:
+        act()
+    assert error.value.cure
+    return error.value.id
+
+
+# ------------------------------------------------------------------------------------------------- commands
+
+
+def test_verify_says_who_made_an_image_and_on_whose_word(run: Run, bench: Bench, image: tuple[Path, bytes]) -> None:
+    result = run("buildvm", "verify", str(image[0]), "--builder", str(bench.published.path), "--json")
+    said = json.loads(result.out)
+    assert result.code == 0 and said["approved_by"] == ["alice", "carol"] and said["mode"] == "image"
+    assert said["job"] == buildvm.measure(image[1]).sha256
+    (image[0] / "build/approval.json").write_bytes(b"{}")
+    result = run("buildvm", "verify", str(image[0]), "--builder", str(bench.published.path))
+    assert result.code == 1 and "BUILDVM-RECORD" in result.err
+
+
+def test_show_names_the_reviewers(run: Run, bench: Bench) -> None:
+    said = json.loads(run("buildvm", "show", str(bench.published.path), "--json").out)
+    assert (said["name"], said["generation"], said["threshold"]) == ("buildvm", 1, 2)
+    assert said["reviewers"] == ["alice", "bob", "carol"]
+
+
+def test_a_list_job_comes_after_the_last_one(run: Run, bench: Bench, image: tuple[Path, bytes], tmp_path: Path) -> None:
+    (tmp_path / "last.json").write_bytes(image[1])
+    words = ["buildvm", "job", "crl", "--builder", str(bench.published.path), "--after", "last.json", "-o", "list.json"]
+    result = run(*words, "--revoke", "5AF1:key-compromise", "--revoke", "77")
+    assert result.code == 0 and b"--subject build.buildvm" in result.out
+    job = jobs.parse_job((tmp_path / "list.json").read_bytes())
+    assert job.after == buildvm.measure(image[1]).sha256
+    assert job.revoke == ((0x5AF1, "key-compromise"), (0x77, "unspecified"))
+    bench.run((tmp_path / "list.json").read_bytes(), 2)
+    for wrong in ("xyz", "5af1:because", "0"):
+        assert run(*words, "--revoke", wrong).code == 1
+
+
+@pytest.mark.parametrize(
+    "words",
+    [["crl", "--keyset", "k"], ["image", "--revoke", "1"], ["image", "--reviewers", "k"], ["crl", "--bundle", "k"]],
+)
+def test_what_makes_no_sense_is_code_2(run: Run, bench: Bench, tmp_path: Path, words: list[str]) -> None:
+    (tmp_path / "k").write_text("{}")
+    assert run("buildvm", "job", *words, "--builder", str(bench.published.path), "-o", "job.json").code == 2
+
+
+def test_a_directory_that_is_no_builder_is_refused(run: Run, image: tuple[Path, bytes]) -> None:
+    result = run("buildvm", "show", str(image[0]))
+    assert result.code == 1 and "BUILDVM-NONE" in result.err
+
+
+def test_no_development_builder_is_made_under_a_real_authority(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CASEMATE_HOME", str(tmp_path / "home"))
+    (tmp_path / "reviewers.json").write_bytes(Reviewers().file)
+    made = run("ca", "init", "real", "--name", "Example", "--algorithm", "p-384")
+    assert made.code == 0, made.err
+    result = run("buildvm", "create", "builder", "--reviewers", "reviewers.json", "--ca", "real")
+    assert result.code == 1 and "BUILDVM-REAL" in result.err and not (tmp_path / "builder").exists()
+
+
+def test_a_job_of_parts_that_this_source_does_not_build_is_told(
+    image: tuple[Path, bytes], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "root.squashfs").write_bytes(b"another")
+    files: dict[str, bytes | Path] = {**PARTS, "kernel": b"another"}
+    ready = buildvm.Ready("amd64", files, tmp_path / "root.squashfs", "6.1", {"exact": True})
+    monkeypatch.setattr(buildvm, "ready_parts", lambda *_: ready)
+    assert refused(lambda: buildvm.files_of(image[1])) == "BUILDVM-PARTS"
+
+
+def test_a_source_bundle_is_the_same_bytes_each_time_and_needs_a_key_on_p_384(tmp_path: Path) -> None:
+    for name in ("one.deb", "two.deb"):
+        buildvm.source_bundle(tmp_path / name)
+    assert (tmp_path / "one.deb").read_bytes() == (tmp_path / "two.deb").read_bytes()
+    assert refused(lambda: buildvm.sign_bundle(tmp_path / "one.deb", rsa.generate_private_key(65537, 2048)))
+
+
+# ------------------------------------------------------------------------------------------------- the root's part
+
+
+def request(bench: Bench, common: str, key: ec.EllipticCurvePrivateKey) -> bytes:
+    return forms.pem(forms.request(bench.authority.describe(), common).sign(key, forms.algorithm_for(key.public_key())))
+
+
+def test_the_root_certifies_a_builder_whose_certificate_signs_no_authorities(bench: Bench) -> None:
+    key = ec.generate_private_key(ec.SECP384R1())
+    one = forms.load_certificate(bench.authority.certify_builder(request(bench, "Casemate builder x 1", key)))
+    basic = one.extensions.get_extension_for_class(x509.BasicConstraints).value
+    assert basic.ca and basic.path_length == 0 and one.public_key() == key.public_key()
+    last = bench.authority.log()[-1]
+    assert last.action == "certificate" and last.facts["for"] == "builder"
+
+
+def test_a_request_that_nobody_holds_the_key_of_or_that_takes_a_name_is_refused(bench: Bench) -> None:
+    key = ec.generate_private_key(ec.SECP384R1())
+    good = request(bench, "Casemate builder x 1", key)
+    der = bytearray(x509.load_pem_x509_csr(good).public_bytes(Encoding.DER))
+    der[-1] ^= 1
+    broken = (
+        b"-----BEGIN CERTIFICATE REQUEST-----\n"
+        + base64.encodebytes(bytes(der))
+        + b"-----END CERTIFICATE REQUEST-----\n"
+    )
+    weak = rsa.generate_private_key(65537, 2048)
+    small = forms.pem(forms.request(bench.authority.describe(), "y").sign(weak, forms.algorithm_for(weak.public_key())))
+    for wrong in (broken, b"", b"nonsense", small, request(bench, "Development intermediate", key)):
+        assert refused(lambda: bench.authority.certify_builder(wrong)) in ("AUTHORITY-REQUEST", "AUTHORITY-KEYS")  # noqa: B023

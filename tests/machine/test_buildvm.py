@@ -1,0 +1,109 @@
+"""A builder machine makes an image inside, the image boots, and its record leads back to the builder's."""
+
+from __future__ import annotations
+
+import datetime
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from buildvm_kit import Reviewers
+from surroundings import PATIENCE, World
+
+from casemate.attestation.verify import verify
+from casemate.build import buildvm
+from casemate.build import job as jobs
+from casemate.demo import parties
+from casemate.errors import CasemateError
+from casemate.machine import home
+from casemate.machine.machines import MachineError, Specification, up
+from casemate.machine.ultravisor import SoftwareUltravisor
+
+pytestmark = pytest.mark.machines
+
+
+@dataclass(frozen=True)
+class Built:
+    """A builder, the job that it did, and the image that came of it."""
+
+    builder: buildvm.BuilderDirectory
+    reviewers: Reviewers
+    ready: buildvm.Ready
+    job: bytes
+    approval: bytes
+    state: Path
+    image: Path
+    result: jobs.Result
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Built]:
+    directory, reviewers = tmp_path_factory.mktemp("buildvm"), Reviewers()
+    cache = home.directory() / "cache"
+    builder = buildvm.create(directory / "builder", reviewers.file)
+    ready = buildvm.ready_parts("amd64", "layer", cache)
+    hosts = (("development.crt", SoftwareUltravisor.load_or_create().document),)
+    job = jobs.Job("image", "buildvm", 1, "", hosts=hosts, **ready.job_fields()).as_bytes()
+    approval, image = reviewers.approve(job, 1), directory / "image"
+    result = buildvm.run(
+        *(builder, job, approval, ready.files, directory / "state.img", image),
+        archive=ready.archive,
+        memory_mib=1024,
+        timeout=PATIENCE,
+    )
+    yield Built(builder, reviewers, ready, job, approval, directory / "state.img", image, result)
+
+
+def test_the_image_was_made_by_the_machine_whose_record_says_so(built: Built) -> None:
+    assert buildvm.trace(built.image, built.builder) == built.result
+    assert built.result.approved_by == ("alice", "carol") and built.result.job == hashlib.sha256(built.job).hexdigest()
+
+
+def test_the_image_has_the_values_of_a_build_on_this_host(built: Built, world: World) -> None:
+    values = [
+        json.loads((path / "reference-values.json").read_bytes())["values"] for path in (built.image, world.image)
+    ]
+    assert values[0] == values[1]
+
+
+def test_a_machine_of_that_image_has_a_record_that_leads_back_to_the_root(built: Built, world: World) -> None:
+    certificate = (built.image / "encryption.crt").read_bytes()
+    contract = parties.contract_of(
+        parties.seal(world.workload(seed=False), certificate),
+        parties.seal(world.env(seed=False), certificate),
+        signing_key=world.signing_key,
+    )
+    machine = up(Specification("t-built", built.image, contract, memory_mib=1024, root_size=4 << 30), timeout=PATIENCE)
+    try:
+        record = machine.record()
+    finally:
+        machine.down()
+    verdict = verify(
+        record["se-checksums.txt"],
+        record["se-signature.bin"],
+        (built.image / "attestation.crt").read_bytes(),
+        time=datetime.datetime.now(datetime.UTC),
+        issuers=[(built.builder.path / "root.crt").read_bytes()],
+        untrusted=[(built.image / "intermediate.crt").read_bytes()],
+        crls=[(built.image / "crl.pem").read_bytes(), (built.image / "root.crl.pem").read_bytes()],
+        reference=(built.image / "reference-values.json").read_bytes(),
+        contract=contract,
+    )
+    assert verdict.holds, verdict.summary()
+    assert len(verdict.chain.links) == 3  # the builder's key is the intermediate
+    with pytest.raises(CasemateError, match="there is no build"):
+        buildvm.trace(world.image, built.builder)  # which no builder machine has made
+
+
+def test_the_same_job_again_is_refused_and_nothing_is_put_out(built: Built, tmp_path: Path) -> None:
+    with pytest.raises(MachineError, match="HPL17004E"):
+        buildvm.run(
+            *(built.builder, built.job, built.approval, built.ready.files, built.state, tmp_path / "again"),
+            archive=built.ready.archive,
+            memory_mib=1024,
+            timeout=PATIENCE,
+        )
+    assert not (tmp_path / "again").exists()
