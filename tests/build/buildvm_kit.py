@@ -104,7 +104,7 @@ class Bench:
         self.public, self.facts = dict(public), dict(facts["builder"])
         self.image = {
             **{"version": "26.11.0", "created": int(time.time()), "root_sha256": "1" * 64, "baseimage": "2" * 64},
-            **{"sbom": "3" * 64, "builder": self.facts},
+            **{"sbom": "3" * 64, "builder": self.facts, "hosts": []},
         }
         values = {"root.tar.gz": "1" * 64, "baseimage": "2" * 64, "sbom": "3" * 64}
         reference = {"format": "casemate-reference-values/1", "version": "26.11.0", "values": values}
