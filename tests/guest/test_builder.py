@@ -9,7 +9,9 @@ import json
 import os
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from buildvm_kit import PARTS, Bench
@@ -141,7 +143,11 @@ def test_the_next_generation_has_keys_of_its_own_and_none_of_the_old_goes_on(ben
     image = json.loads(baked["casemate/image.json"])
     assert image["builder"] == {"name": "buildvm", "generation": 2, "after": jobs_digest(job)}
     public = {name.removeprefix("casemate/public/"): data for name, data in baked.items() if "/public/" in name}
-    files = {path.name: path.read_bytes() for path in (tmp_path / "next").iterdir() if path.suffix in (".crt", ".pem")}
+    files = {
+        path.name: path.read_bytes()
+        for path in (tmp_path / "next").iterdir()
+        if path.suffix in (".crt", ".pem", ".json")
+    }
     bench.settle({n: Secret(d) for n, d in secrets.items()}, public, {"builder": image["builder"]}, files)
     with bench.state.open("wb") as disk:
         disk.truncate(256 << 20)
@@ -156,6 +162,24 @@ def test_the_next_generation_has_keys_of_its_own_and_none_of_the_old_goes_on(ben
     answer = bench.authority.certify_builder((tmp_path / "next/intermediate.csr").read_bytes())
     right = bench.job(intermediate=answer, revoke=((1, "superseded"),))
     bench.unpack(bench.run(right, 1), right, tmp_path / "list")
+
+
+def test_a_result_says_who_approved_and_an_approval_by_others_is_not_believed(bench: Bench, tmp_path: Path) -> None:
+    """A builder that did not ask its reviewers is found out by who verifies."""
+    job = bench.job()
+    places = bench.places(job, bench.reviewers.approve(job, 1))
+    real = builder.approve
+
+    def careless(*given: Any) -> Any:
+        approved, parsed = real(*given)
+        return replace(approved, names=("alice", "bob", "carol")), parsed
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(builder, "approve", careless)
+        builder.build(places)
+    with pytest.raises(CasemateError) as error:
+        bench.unpack(places, job, tmp_path / "out")
+    assert error.value.id == "BUILDVM-OTHER"
 
 
 def jobs_digest(job: bytes) -> str:
@@ -434,6 +458,7 @@ def test_a_result_needs_room_and_takes_no_disk_with_something_else(bench: Bench)
     places.result.write_bytes(bytes(8192))
     assert stopped(lambda: builder.build(places)).id == "HPL17009E"
     assert places.result.read_bytes() == bytes(8192)
+    bench.run(job, 1)  # and the job does not count as done
 
 
 def test_an_image_for_hosts_that_nobody_verified_is_for_development_only(bench: Bench) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import datetime
 import hashlib
 import io
@@ -10,13 +11,16 @@ import json
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 
+from boundaries import _imports
 from casemate.guest.kinds import KINDS, LAYER
 from casemate.image.assemble import Identity, Parts, assemble, command_line, digests
 from casemate.image.provenance import SUBJECTS
+from casemate.image.root import guest_files
 from casemate.secret import Secret
 from casemate.secureexec.hostkey import HostKey
 from casemate.secureexec.image import open_image
 
+WHOLE = ("__version__",)
 NOW = datetime.datetime(2026, 11, 25, tzinfo=datetime.UTC)
 KERNEL, BASE, KEY = b"kernel" * 1000, b"base" * 700, b"-----BEGIN PRIVATE KEY-----\nc2VjcmV0\n"
 
@@ -81,3 +85,17 @@ def test_digests_are_of_the_files_as_they_are_published() -> None:
 def test_a_kind_has_one_row_and_only_the_layer_opens_contracts() -> None:
     assert {kind.name for kind in KINDS.values() if kind.opens} == {"layer"} == {LAYER.name}
     assert len({kind.target for kind in KINDS.values()}) == len(KINDS)
+
+
+def test_each_root_has_its_own_part_of_the_guest_and_all_that_that_imports() -> None:
+    layer, builder = ({name for name, _ in guest_files(flavor)} for flavor in ("layer", "builder"))
+    own = {name for name in builder if name.split("/")[-1].startswith(("builder", "bootstrap"))}
+    assert {"guest/builder.py", "guest/buildersandbox.py", "guest/units/builder.target"} <= own
+    assert not own & layer and not {name for name in layer if name.startswith(("secureexec/", "image/", "build/"))}
+    assert not {"guest/container.py", "guest/units/hpl-container.service", "guest/network.py"} & builder
+    for flavor, names in (("layer", layer), ("builder", builder)):
+        for name, data in guest_files(flavor):
+            for _, module in _imports(name, ast.parse(data)) if name.endswith(".py") else ():
+                path = module.removeprefix("casemate.").replace(".", "/")
+                if module.startswith("casemate.") and (path not in WHOLE):
+                    assert {f"{path}.py", f"{path}/__init__.py"} & names, f"{flavor}: {name} imports {module}"

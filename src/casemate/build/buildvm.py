@@ -510,11 +510,16 @@ def check_result(
         raise _error("RECORD", f"the builder's record does not hold: {verdict.summary()}", "is it this builder's?")
     result = jobs.open_result(envelope, load_public_key(certificate))
     described = jobs.parse_job(job)
+    reviewers = approval.parse_reviewers((builder.path / REVIEWERS).read_bytes())  # those that the record names
+    by = approval.verify(job, approved, reviewers, subject=jobs.subject(str(said["name"])))
     expected = (
-        *(said["name"], said["generation"], described.mode, described.after),
+        *(said["name"], said["generation"], described.mode, described.after, by.revision, by.names),
         *(hashlib.sha256(data).hexdigest() for data in (job, approved, record)),
     )
-    found = (result.builder, result.generation, result.mode, result.after, result.job, result.approval, result.record)
+    found = (
+        *(result.builder, result.generation, result.mode, result.after, result.revision, result.approved_by),
+        *(result.job, result.approval, result.record),
+    )
     if found != expected:
         raise _error(
             "OTHER", "the result belongs to another job, another start, or another builder", "run the job again"
@@ -531,11 +536,11 @@ def verify_record(
     *,
     time: datetime.datetime | None = None,
 ) -> records.Verdict:
-    """Verify the record of a builder's start: image, baked files as far as they are there, and the job that it was given."""
+    """Verify the record of a builder's start: image, reviewers and root that were baked in, and the job that it was given."""
     path = builder.path
     reference = json.loads((path / "reference-values.json").read_bytes())
     given = {"build:job": job, "build:approval": approved}
-    given |= {f"baked:{name}": (path / name).read_bytes() for name in (REVIEWERS, ROOT) if (path / name).is_file()}
+    given |= {f"baked:{name}": (path / name).read_bytes() for name in (REVIEWERS, ROOT)}
     reference["values"] |= {name: hashlib.sha256(data).hexdigest() for name, data in given.items()}
     crls = [(path / name).read_bytes() for name in ("crl.pem", "root.crl.pem") if (path / name).is_file()]
     return records.verify(

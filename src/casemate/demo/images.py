@@ -134,7 +134,7 @@ def build_server() -> Recipe:
                 "bin/busybox",
                 "usr/lib/python3.11",
                 "usr/lib/*/ossl-modules/legacy.so",
-                "usr/lib/git-core/git-remote-http*",
+                "usr/lib/git-core/git-remote-https",
                 "usr/share/containers/seccomp.json",
             ),
             *(
@@ -143,6 +143,9 @@ def build_server() -> Recipe:
                 f"{place}/_cffi_backend*.so",
                 "etc/ssl/certs/ca-certificates.crt",
             ),
+        ),
+        left_out=tuple(
+            f"usr/lib/python3.11/{name}" for name in ("pydoc_data", "lib2to3", "distutils", "unittest", "wsgiref")
         ),
         files={
             **_BASE,

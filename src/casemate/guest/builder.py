@@ -202,10 +202,7 @@ def put_out(device: Path, result: bytes, files: Out) -> None:
     entries = [frame.Entry(name, part.size, part.sha256) for name, part in parts.items()]
     index = frame.index(RESULT_LABEL, entries)
     places = frame.parse(index, RESULT_LABEL)
-    end = places[-1].offset + frame.filled(places[-1].size)
     with device.open("r+b") as disk:
-        if disk.seek(0, os.SEEK_END) < end:
-            raise Stop("HPL17009E", f"the result needs a disk of {end} bytes")
         for place, content in zip(places, everything.values(), strict=True):
             disk.seek(place.offset)
             for piece in pieces(content):
@@ -256,12 +253,21 @@ def build(places: Places) -> jobs.Result:
     )
     key: Any = forms.load_private(secrets[ATTESTATION].reveal())
     envelope = jobs.sign_result(result, key)
+    require_room(places.result, [len(envelope), *(part.size for part in result.files.values())])
     accepted = (approved.revision, approved.sha256)
     memory.save(replace(state, after=digest, counter=result.counter, accepted=accepted, log=issuer.log))
     put_out(places.result, envelope, out)
     for secret in (*secrets.values(), *work.fresh):
         secret.wipe()
     return result
+
+
+def require_room(device: Path, sizes: Sequence[int]) -> None:
+    """The result's disk is large enough: asked before the job counts as done."""
+    needed = sum(map(frame.filled, sizes)) + frame.filled(128 * (len(sizes) + 1))
+    with device.open("rb") as disk:
+        if disk.seek(0, os.SEEK_END) < needed:
+            raise Stop("HPL17009E", f"the result needs a disk of {needed} bytes")
 
 
 def require_free(device: Path) -> None:

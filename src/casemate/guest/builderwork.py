@@ -236,17 +236,18 @@ def _next(work: Work, chain: Mapping[str, bytes]) -> Identity:
     builder, names = work.builder, work.issuer.names
     (attestation,) = _rsa_keys(1)
     intermediate = ec.generate_private_key(ec.SECP384R1())
+    reviewers = work.job.reviewers or builder.public[REVIEWERS]
     identity = next_builder(
         *(names, builder.name, builder.generation + 1, str(work.statement["job"])),
         attestation=attestation,
         intermediate=intermediate,
         public={
             **{name: data for name, data in builder.public.items() if name in (ROOT, AUTHORITY, PIPELINE)},
-            REVIEWERS: work.job.reviewers or builder.public[REVIEWERS],
+            REVIEWERS: reviewers,
             **({ROOT_LIST: work.issuer.root_list} if work.issuer.root_list else {}),
         },
         files={
-            **chain,
+            **{**chain, REVIEWERS: reviewers},
             "attestation.crt": work.issuer.leaf(f"Casemate {VERSION} builder attestation", attestation.public_key()),
         },
     )
