@@ -75,7 +75,10 @@ PLAN = (
 "target", "disruptive": bool, "changes": [{"what", "old", "new"}]}], "drift": {machine: [{"what", "old", "new"}]}, \
 "kept": [place]}'
 )
-JOB = '"job", "state": waiting|running|done|failed, "phase", "started", "ended", "repository", "revision", "image", "digest", "error"'
+JOB = (
+    '"job", "state": waiting|running|done|failed, "phase", "started", "ended", '
+    '"repository", "revision", "image", "digest", "error"'
+)
 SERVER_KEYS = '{"format": "casemate-build-keys/1", "server", "gpg", "cosign", "manifest"}'
 FORMS = {
     "doctor": '{"ok": bool, "missing": [package], "command", "findings": [{"name", "group", "ok": true|false|null, "found", \
@@ -130,8 +133,9 @@ FORMS = {
     "buildvm create": '{"path", "name", "generation", "after"}',
     "buildvm job": '{"path", "subject", "sha256"}',
     "build init": SERVER_KEYS,
-    "build start": f'{{{JOB}}}; with --no-wait: {{"job"}}',
-    "build status": f'{{"version", "keys": {SERVER_KEYS} or null, "generation", "images": [name], "jobs": [job]}}; of a JOB {{{JOB}}}',
+    "build start": f'{{"job"}}; with --wait: {{{JOB}}}',
+    "build status": f'{{"version", "keys": {SERVER_KEYS} or null, "generation", "images": [name], "jobs": [job]}}; '
+    f"of a JOB {{{JOB}}}",
     "build manifest": "the statement that was signed (`docs/secure-build.md`)",
     "build image": '{"image", "images": part of a workload section}',
     "build clean": '{"forgotten": count}',

@@ -91,7 +91,7 @@ def test_each_root_has_its_own_part_of_the_guest_and_all_that_that_imports() -> 
     layer, builder = ({name for name, _ in guest_files(flavor)} for flavor in ("layer", "builder"))
     own = {name for name in builder if name.split("/")[-1].startswith(("builder", "bootstrap"))}
     assert {"guest/builder.py", "guest/buildersandbox.py", "guest/units/builder.target"} <= own
-    assert not own & layer and not {name for name in layer if name.startswith(("secureexec/", "image/", "build/"))}
+    assert not own & layer and not {name for name in layer if name.startswith(("image/", "build/"))}
     assert not {"guest/container.py", "guest/units/hpl-container.service", "guest/network.py"} & builder
     for flavor, names in (("layer", layer), ("builder", builder)):
         for name, data in guest_files(flavor):
