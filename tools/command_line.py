@@ -132,6 +132,13 @@ FORMS = {
     "buildvm bundle": '{"path", "signature", "sha256"}',
     "buildvm create": '{"path", "name", "generation", "after"}',
     "buildvm job": '{"path", "subject", "sha256"}',
+    "ceremony plan": '{"output", "plan": sha256, "ends"}',
+    "ceremony status": "as `ceremony verify`",
+    "ceremony join": '{"line", "digest", "action"}',
+    "ceremony verify": '{"format": "casemate-ceremony-report/1", "holds": bool, "summary", "development": bool, "ceremony", '
+    '"plan", "head", "checks": [{"name", "verdict", "why"}], "keys": [key], '
+    '"steps": [step], "missing": [{"role", "count", "names"}]}',
+    "ceremony rehearse": "as `ceremony verify`",
     "build init": SERVER_KEYS,
     "build start": f'{{"job"}}; with --wait: {{{JOB}}}',
     "build status": f'{{"version", "keys": {SERVER_KEYS} or null, "generation", "images": [name], "jobs": [job]}}; '

@@ -16,7 +16,13 @@ COMPONENTS = {
     **{"01": "Logging", "02": "Disks", "05": "Contract", "06": "Images", "07": "Volumes", "08": "Containers"},
     **{"09": "Registries", "10": "Catch", "11": "Bootloader", "12": "Signature"},
     **{"13": "Check of the disks", "14": "Network", "15": "Pods"},
-    **{"16": "Image policy", "17": "Builder machines", "18": "Key services", "20": "Attestation by the ultravisor"},
+    **{
+        "16": "Image policy",
+        "17": "Builder machines",
+        "18": "Key services",
+        "19": "Ceremony",
+        "20": "Attestation by the ultravisor",
+    },
 }
 HEAD = """\
 # Messages of a machine

@@ -1,11 +1,11 @@
-"""A builder machine makes an image inside, the image boots, and its record leads back to the builder's."""
+"""A ceremony makes a builder machine, which makes an image inside; the image boots, and its record leads back to the root."""
 
 from __future__ import annotations
 
 import datetime
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,13 +14,14 @@ from buildvm_kit import Reviewers
 from surroundings import PATIENCE, World
 
 from casemate.attestation.verify import verify
-from casemate.build import buildvm
+from casemate.build import buildvm, forms, rehearsal
 from casemate.build import job as jobs
 from casemate.demo import parties
 from casemate.errors import CasemateError
 from casemate.machine import home
 from casemate.machine.machines import MachineError, Specification, up
 from casemate.machine.ultravisor import SoftwareUltravisor
+from program import Result as Run
 
 pytestmark = pytest.mark.machines
 
@@ -43,11 +44,15 @@ class Built:
 def built(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Built]:
     directory, reviewers = tmp_path_factory.mktemp("buildvm"), Reviewers()
     cache = home.directory() / "cache"
-    builder = buildvm.create(directory / "builder", reviewers.file)
+    rehearsal.hold(directory / "ceremony", patience=PATIENCE)
+    builder = buildvm.BuilderDirectory(directory / "ceremony/buildvm")
+    reviewers.file = (builder.path / "reviewers.json").read_bytes()
+    for name in ("alice", "bob"):  # their next keys: none that was used in the ceremony is valid after it
+        reviewers.keys[name] = forms.load_private((directory / f"ceremony/{name}.key").read_bytes())
     ready = buildvm.ready_parts("amd64", "layer", cache)
     hosts = (("development.crt", SoftwareUltravisor.load_or_create().document),)
     job = jobs.Job("image", "buildvm", 1, "", hosts=hosts, **ready.job_fields()).as_bytes()
-    approval, image = reviewers.approve(job, 1), directory / "image"
+    approval, image = reviewers.approve(job, 1, by=("alice", "bob")), directory / "image"
     result = buildvm.run(
         *(builder, job, approval, ready.files, directory / "state.img", image),
         archive=ready.archive,
@@ -57,9 +62,27 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Built]:
     yield Built(builder, reviewers, ready, job, approval, directory / "state.img", image, result)
 
 
+def test_the_builder_came_of_a_ceremony_that_verifies(built: Built, run: Callable[..., Run]) -> None:
+    directory = built.builder.path.parent
+    done = run("ceremony", "verify", directory, "--root", directory / "root.crt", "--json")
+    report = json.loads(done.out)
+    assert done.code == 0 and report["holds"] and report["development"], done.err
+    assert [step["action"] for step in report["steps"]][-3:] == ["built", "witness", "end"]
+    inside = [key for key in report["keys"] if key["made"] == "inside the BootstrapVM"]
+    assert {key["name"].partition(":")[0] for key in inside} >= {"intermediate", "BuildVM"}
+    transcript = directory / "transcript.jsonl"
+    lines = transcript.read_bytes().splitlines(keepends=True)
+    transcript.write_bytes(b"".join(lines[:3] + lines[4:]))  # somebody's part is taken out
+    try:
+        assert run("ceremony", "verify", directory, "--json").code == 1
+    finally:
+        transcript.write_bytes(b"".join(lines))
+    assert (built.builder.path / "root.crt").read_bytes() == (directory / "root.crt").read_bytes()
+
+
 def test_the_image_was_made_by_the_machine_whose_record_says_so(built: Built) -> None:
     assert buildvm.trace(built.image, built.builder) == built.result
-    assert built.result.approved_by == ("alice", "carol") and built.result.job == hashlib.sha256(built.job).hexdigest()
+    assert built.result.approved_by == ("alice", "bob") and built.result.job == hashlib.sha256(built.job).hexdigest()
 
 
 def test_the_image_has_the_values_of_a_build_on_this_host(built: Built, world: World) -> None:

@@ -32,6 +32,7 @@ GROUPS = {
     "build": "Build container images inside the TEE, signed there.",
     "approval": "Sign what a build accepts, and verify that enough reviewers did.",
     "buildvm": "Build images inside of a machine, by a key that nobody holds.",
+    "ceremony": "Make the first BuildVM together, with a transcript that anybody can verify.",
     "volume": "What belongs to data volumes.",
     "completion": "Shell completion.",
 }

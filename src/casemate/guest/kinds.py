@@ -32,6 +32,7 @@ KINDS = {
     for kind in (
         Kind("layer", "layer", "hyperprotect.target", CIDATA, network=True, opens=True),
         Kind("builder", "builder", "builder.target", CASEBUILD, network=False, opens=False),
+        Kind("bootstrap", "builder", "bootstrap.target", NOTHING, network=True, opens=False),
     )
 }
 LAYER = KINDS["layer"]

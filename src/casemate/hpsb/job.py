@@ -71,7 +71,8 @@ exec skopeo --insecure-policy copy --quiet --preserve-digests \
 """
 _PUSH = """
 copy() {
-  skopeo --insecure-policy --registries.d=/registries.d copy --quiet --preserve-digests --dest-authfile=/run/login/auth.json "$@" >&2
+  skopeo --insecure-policy --registries.d=/registries.d copy --quiet --preserve-digests \
+    --dest-authfile=/run/login/auth.json "$@" >&2
 }
 copy dir:/signed "docker://$1" && copy oci:/cosign "docker://$2" || exit 1
 exec skopeo inspect --raw --authfile=/run/login/auth.json "docker://$1"

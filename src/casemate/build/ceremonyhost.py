@@ -1,0 +1,416 @@
+"""A ceremony from outside: the plan, the BootstrapVM's image and machine, what each persona sends, what comes out.
+
+    plan = make_plan(…)                                          # the people, the window, and by hash what is built
+    certificate = pack(plan, Path("bootstrap"))                  # the BootstrapVM's image: the plan is baked into it
+    visit = Visit("127.0.0.1:8722", plan, certificate)           # refuses what is not this BootstrapVM
+    visit.approve("alice", key, next_key)                        # a persona's part: looks, signs, sends, verifies the line
+
+A visit verifies the machine's session and replays its transcript before it signs, and again after: what it has seen before must
+still be there. A secret is sealed for the session that was verified, so another machine can't open it, whatever it answers.
+"""
+
+from __future__ import annotations
+
+import datetime
+import hashlib
+import http.client
+import json
+import os
+import secrets
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from casemate.build import ceremony as rules
+from casemate.build.ceremony import (
+    FILE,
+    TOKEN,
+    Ceremony,
+    Line,
+    Part,
+    Plan,
+    Role,
+)
+from casemate.errors import CasemateError
+
+PLAN, SESSION, TRANSCRIPT, CERTIFICATE, BUILT = (
+    "plan.json",
+    "session.json",
+    "transcript.jsonl",
+    "attestation.crt",
+    "buildvm",
+)
+TIMEOUT, PARTS_TIMEOUT = 30.0, 300.0
+LARGEST_FILE = 1 << 30
+IMAGE_DAYS = 2
+
+
+class VisitError(CasemateError):
+    """The BootstrapVM can't be reached, or has refused. ``CEREMONY-UNREACHABLE``, or the identifier of its refusal."""
+
+    id = "CEREMONY-UNREACHABLE"
+
+
+def custody_of(uri: str) -> str:
+    """Return where a signer's key is: ``token`` or ``file``."""
+    return TOKEN if uri.startswith("pkcs11:") else FILE
+
+
+@dataclass
+class Visit:
+    """The way of one persona to a BootstrapVM at ``HOST:PORT``."""
+
+    address: str
+    plan: Plan
+    certificate: bytes
+    answer: bytes = field(default=b"", repr=False)
+    seen: Ceremony | None = None
+
+    def look(self) -> Ceremony:
+        """Return the ceremony as it is now, all of it verified. Raises :class:`CasemateError`."""
+        answer = self._ask("GET", "/session", rules.LARGEST_ANSWER)
+        session = rules.open_session(answer, self.plan, self.certificate)
+        if self.seen is not None and self.seen.session.digest != session.digest:
+            raise rules.CeremonyError(
+                "the machine has begun another session since the last look", "ask who runs it", id="CEREMONY-SESSION"
+            )
+        found = Ceremony.replay(self.plan, session, self._ask("GET", "/transcript", rules.LARGEST_TRANSCRIPT))
+        if self.seen is not None and found.lines[: len(self.seen.lines)] != self.seen.lines:
+            raise rules.CeremonyError(
+                "lines that were there before are gone or changed",
+                "the machine forks its transcript",
+                id="CEREMONY-TRANSCRIPT",
+            )
+        self.answer, self.seen = answer, found
+        return found
+
+    def status(self) -> dict[str, Any]:
+        """What the machine says of itself; nothing of it is proved."""
+        return dict(json.loads(self._ask("GET", "/status", 64 << 10)))
+
+    def wait(self, action: str, patience: float = 600.0) -> Ceremony:
+        """Wait until a line of this action is there."""
+        end = time.monotonic() + patience
+        while not (found := self.look()).of(action):
+            if found.ended or time.monotonic() > end:
+                raise rules.CeremonyError(f"there is no line {action}", "casemate ceremony status", id="CEREMONY-ORDER")
+            time.sleep(0.5)
+        return found
+
+    def act(self, persona: str, key: Any, custody: str, content: bytes, sealed: bytes = b"") -> Line:
+        """Sign and send a persona's part; return the line, sealed by the machine. Raises :class:`CasemateError`."""
+        before = self.seen or self.look()
+        payload = rules.statement(self.plan, before.session, persona, content, before.head, custody)
+        entry = rules.entry(payload, rules.sign(key, rules.STATEMENT_TYPE, payload), persona, content, sealed)
+        line = rules.parse_line(self._ask("POST", "/entry", rules.LARGEST_LINE, entry))
+        if self.look().lines[line.n - 1] != line or line.statement != payload:
+            raise rules.CeremonyError("the line that was answered is not in the transcript", id="CEREMONY-TRANSCRIPT")
+        return line
+
+    def approve(self, persona: str, key: Any, next_key: Any, custody: str = FILE, next_custody: str = FILE) -> Line:
+        """Approve the plan, and name the key that will approve builds."""
+        return self.act(persona, key, custody, rules.next_key(self.look().session, persona, next_key, next_custody))
+
+    def give_hosts(self, persona: str, key: Any, hosts: Sequence[tuple[str, bytes]], custody: str = FILE) -> Line:
+        """Give the hosts that the BuildVM is made for."""
+        self.look()
+        return self.act(persona, key, custody, rules.hosts_content(hosts))
+
+    def contribute(self, persona: str, key: Any, share: bytes, custody: str = FILE) -> Line:
+        """Give a secret, sealed for this session."""
+        session, salt = self.look().session, secrets.token_bytes(rules.SALT)
+        return self.act(
+            persona, key, custody, rules.commitment(salt, share), rules.seal_share(session, persona, salt, share)
+        )
+
+    def certify(self, persona: str, key: Any, root: Any, custody: str = FILE) -> Line:
+        """Answer the machine's request with the root's key."""
+        return self.act(persona, key, custody, answer_request(self.plan, self.wait("request").request(), root))
+
+    def witness(self, persona: str, key: Any, directory: Path, custody: str = FILE) -> Line:
+        """Fetch the BuildVM's image, compare each file with the transcript, sign the head."""
+        built = self.wait("built").of("built")[0]
+        directory.mkdir(parents=True, exist_ok=True)
+        for name, part in rules.built_files(built).items():
+            data = self._ask("GET", f"/result/{name}", min(part.size, LARGEST_FILE), timeout=PARTS_TIMEOUT)
+            if Part(hashlib.sha256(data).hexdigest(), len(data)) != part:
+                raise rules.CeremonyError(
+                    "what came out is not what the transcript says", "fetch it again", name, id="CEREMONY-CONTENT"
+                )
+            (directory / name).write_bytes(data)
+        self.look()
+        return self.act(persona, key, custody, b"")
+
+    def bring(self, name: str, content: bytes) -> None:
+        """Bring a part of the BuildVM."""
+        self._ask("PUT", f"/parts/{name}", 4096, content, timeout=PARTS_TIMEOUT)
+
+    def save(self, directory: Path) -> None:
+        """Write plan, session and transcript: with the certificate all that an auditor needs."""
+        found = self.look()
+        directory.mkdir(parents=True, exist_ok=True)
+        for name, data in (
+            *((PLAN, self.plan.as_bytes()), (SESSION, self.answer), (CERTIFICATE, self.certificate)),
+            (TRANSCRIPT, found.as_bytes()),
+        ):
+            (directory / name).write_bytes(data)
+
+    def _ask(self, method: str, path: str, limit: int, body: bytes | None = None, timeout: float = TIMEOUT) -> bytes:
+        host, _, port = self.address.rpartition(":")
+        if not port.isdigit() or not 0 < int(port) < 65536:
+            raise VisitError("an address is HOST:PORT", "give the one of the BootstrapVM", self.address)
+        connection = http.client.HTTPConnection(host or "127.0.0.1", int(port), timeout=timeout)
+        try:
+            connection.request(method, path, body)
+            response = connection.getresponse()
+            data = response.read(limit + 1)
+            length = response.headers.get("Content-Length")
+        except (OSError, http.client.HTTPException):
+            raise VisitError(
+                "the BootstrapVM does not answer", "is it running, and its window open?", self.address
+            ) from None
+        finally:
+            connection.close()
+        if response.status != 200:
+            raise _refusal(data)
+        if len(data) > limit or (length is not None and str(len(data)) != length):
+            raise VisitError("the answer is too large, or was cut off", "ask again", self.address)
+        return data
+
+
+def _refusal(data: bytes) -> VisitError:
+    try:
+        said = json.loads(data[:4096])
+        texts = [str(said[name])[:300] for name in ("id", "cause", "cure")]
+    except (ValueError, KeyError, TypeError):
+        texts = ["CEREMONY-UNREACHABLE", "the machine refused", ""]
+    clean = ["".join(c for c in text if c.isprintable()) for text in texts]
+    known = clean[0] if clean[0].startswith("CEREMONY-") else "CEREMONY-UNREACHABLE"
+    return VisitError(clean[1], clean[2], id=known)
+
+
+def answer_request(plan: Plan, request: bytes, root: Any) -> bytes:
+    """Return the root's answer to a request: certificate and revocation list, made with the root's key."""
+    from cryptography import x509
+
+    from casemate.build import forms
+
+    asked = x509.load_pem_x509_csr(request)
+    above = forms.load_certificate(plan.root_certificate.encode())
+    if rules.spki(above.public_key()) != rules.spki(root.public_key()):
+        raise rules.CeremonyError(
+            "this is not the key of the plan's root", "give the root's key", id="CEREMONY-PERSONA"
+        )
+    public: Any = rules.request_key(request)
+    certificate = forms.sign(
+        forms.certificate(_Names(plan), asked.subject, public, above, forms.INTERMEDIATE_DAYS, path=0), root
+    )
+    algorithm = forms.algorithm_for(root.public_key())
+    revocation = forms.revocation_list(above, int(time.time()), (), 30).sign(root, algorithm)
+    content = rules.certificate_content(forms.pem(certificate), forms.pem(revocation))
+    rules.check_certificate(plan, request, content)
+    return content
+
+
+class _Names:
+    """Whose certificates these are."""
+
+    lists_at = ""
+
+    def __init__(self, plan: Plan) -> None:
+        self.name, self.development = plan.organization, plan.development
+
+
+def root_certificate(organization: str, root: Any, *, development: bool) -> bytes:
+    """Return a certificate of a root's key, signed by itself, PEM."""
+    from casemate.build import forms
+
+    @dataclass(frozen=True)
+    class Names:
+        name: str
+        development: bool
+        lists_at: str = ""
+
+    named = Names(organization, development)
+    form = forms.certificate(named, f"{organization} root"[:64], root.public_key(), None, forms.ROOT_DAYS, path=1)
+    return forms.pem(forms.sign(form, root))
+
+
+# --- plan and image ---------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """The public parts that both machines are made of: files by name, the root archive, what a record says."""
+
+    arch: str
+    release: str
+    files: dict[str, bytes]
+    archive: Path
+    values: dict[str, str]
+    selection: dict[str, Any]
+
+
+def ready_parts(
+    arch: str = "amd64", cache: Path | None = None, progress: Callable[[str], None] = lambda step: None
+) -> Ready:
+    """Build the parts on this host. They are reproducible: everybody can build them and compare."""
+    from casemate.build.buildvm import ready_parts as build
+    from casemate.image.assemble import Parts
+    from casemate.machine import home
+
+    found = build(arch, "builder", cache or home.directory() / "cache", progress)
+    files = {name: one if isinstance(one, bytes) else one.read_bytes() for name, one in found.files.items()}
+    parts = _parts(arch, "builder", found.release, files, _measure(found.archive), found.selection)
+    assert isinstance(parts, Parts)
+    return Ready(arch, found.release, files, found.archive, parts.values(), found.selection)
+
+
+def _parts(arch: str, kind: str, release: str, files: dict[str, bytes], root: Part, selection: dict[str, Any]) -> Any:
+    import io
+
+    from casemate.guest.kinds import KINDS
+    from casemate.image.assemble import Parts
+
+    return Parts(
+        *(arch, KINDS[kind], release, io.BytesIO(files["kernel"]), io.BytesIO(files["initrd"]), root.sha256, root.size),
+        *(files["sbom.spdx.json"], files["packages.txt"], selection),
+    )
+
+
+def _measure(path: Path) -> Part:
+    with path.open("rb") as file:
+        return Part(hashlib.file_digest(file, "sha256").hexdigest(), path.stat().st_size)
+
+
+def make_plan(
+    name: str,
+    organization: str,
+    personas: dict[str, str],
+    roles: dict[str, Role],
+    root: bytes,
+    parts: Ready,
+    *,
+    begins: datetime.datetime | None = None,
+    minutes: int = 120,
+    window: datetime.timedelta | None = None,
+    revision: str = "",
+    builder: str = "buildvm",
+) -> Plan:
+    """Return a plan: development where its root's certificate is. Raises :class:`~casemate.build.ceremony.CeremonyError`."""
+    from casemate import __version__
+    from casemate.certificates.chain import has_development_mark
+    from casemate.image.build import source_hash
+
+    start = (begins or datetime.datetime.now(datetime.UTC)).replace(microsecond=0)
+    plan = Plan(
+        *(name, organization, builder, secrets.token_hex(16), has_development_mark(root)),
+        start,
+        start + (window or datetime.timedelta(minutes=minutes)),
+        minutes,
+        personas,
+        roles,
+        root.decode(),
+        *(revision or __version__, source_hash(), parts.arch, parts.release, _measure(parts.archive)),
+        {one: Part(hashlib.sha256(data).hexdigest(), len(data)) for one, data in parts.files.items()},
+        parts.values,
+        parts.selection,
+    )
+    return rules.parse_plan(plan.as_bytes())
+
+
+def check_parts(plan: Plan, parts: Ready) -> None:
+    """Refuse parts that are not the plan's. Raises :class:`~casemate.build.ceremony.CeremonyError`."""
+    found = {one: Part(hashlib.sha256(data).hexdigest(), len(data)) for one, data in parts.files.items()}
+    if (found, _measure(parts.archive), parts.values) != (plan.parts, plan.root, plan.values):
+        raise rules.CeremonyError(
+            "the parts that this source makes here are not those of the plan",
+            f"take the source at {plan.revision}, or make the plan anew",
+            id="CEREMONY-PARTS",
+        )
+
+
+def pack(plan: Plan, parts: Ready, directory: Path, host: tuple[str, bytes] | None = None) -> bytes:
+    """Make the BootstrapVM's image, and return its attestation certificate (PEM), which personas are to be told.
+
+    Its one private key is in the memory of this machine until the image is packed: docs/ceremony.md says what that means, and
+    who packs. ``host``: name and document of the machine that will run it; without, this user's software ultravisor.
+    """
+    from cryptography.hazmat.primitives.asymmetric import rsa
+
+    from casemate.build import forms
+    from casemate.image import assemble as assembly
+    from casemate.image.build import new_directory
+    from casemate.machine.ultravisor import SoftwareUltravisor
+    from casemate.secret import Secret
+    from casemate.secureexec import hostkey
+
+    check_parts(plan, parts)
+    if host is None:
+        host = ("development.crt", SoftwareUltravisor.load_or_create().document)
+    key = rsa.generate_private_key(public_exponent=65537, key_size=4096)
+    form = forms.certificate(_Names(plan), f"Casemate ceremony {plan.name}", key.public_key(), None, IMAGE_DAYS)
+    certificate = forms.pem(forms.sign(form, key))
+    identity = assembly.Identity(
+        secrets={"attestation.pem": Secret(forms.private_pem(key))},
+        files={CERTIFICATE: certificate},
+        public={PLAN: plan.as_bytes(), CERTIFICATE: certificate},
+        facts={"ceremony": plan.digest},
+    )
+    made_of = _parts(plan.arch, "bootstrap", plan.release, parts.files, plan.root, plan.selection)
+    with new_directory(directory) as new:
+        with (new / assembly.IMAGE).open("w+b") as out:
+            made = assembly.assemble(out, made_of, identity, [(host[0], hostkey.load(host[1]))], created=forms.moment())
+        for name, data in {**made.files, PLAN: plan.as_bytes()}.items():
+            (new / name).write_bytes(data)
+        _place(parts.archive, new / assembly.ARCHIVE)
+    return certificate
+
+
+def _place(source: Path, target: Path) -> None:
+    import shutil
+
+    target.unlink(missing_ok=True)
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
+    target.chmod(0o444)
+
+
+def start(directory: Path, port: int, name: str, progress: Callable[[str], None] = lambda step: None) -> Any:
+    """Start the BootstrapVM of an image directory under the software ultravisor; return the machine, which is not ready yet."""
+    from casemate.guest.bootstrap import PORT
+    from casemate.machine import machines
+
+    spec = machines.Specification(name, directory, b"", ports=[machines.Port(port, PORT)], memory_mib=2048)
+    return machines.start(spec, progress=progress)
+
+
+def reach(visit: Visit, machine: Any, patience: float = 600.0) -> Ceremony:
+    """Wait until the BootstrapVM answers, and return the ceremony. Raises :class:`CasemateError` where it ends before."""
+    end = time.monotonic() + patience
+    while True:
+        try:
+            return visit.look()
+        except VisitError as error:
+            if error.id != VisitError.id or time.monotonic() > end:
+                raise
+            if not machine.running:
+                raise VisitError(f"the BootstrapVM has ended: {machine.reason}", "its console says why") from None
+        time.sleep(0.5)
+
+
+def require_empty(directory: Path) -> None:
+    """Refuse a directory that has something in it. Raises :class:`CasemateError`."""
+    if directory.exists() and any(directory.iterdir()):
+        raise CasemateError("the directory is not empty", "name another one", str(directory), id="CEREMONY-IN-THE-WAY")
+
+
+def finish(directory: Path, parts: Ready) -> None:
+    """Put the root archive beside the files of the BuildVM's image that came out: then it is an image directory."""
+    from casemate.image.assemble import ARCHIVE
+
+    _place(parts.archive, directory / ARCHIVE)

@@ -1,0 +1,334 @@
+"""``casemate ceremony``: the people who together make the first BuildVM, and what an auditor learns of it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from casemate.build.ceremonyhost import Visit
+    from casemate.build.ceremonyreport import Report
+
+_JSON = click.option("--json", "as_json", is_flag=True, help="Print it as JSON.")
+_FILE = click.Path(exists=True, path_type=Path, dir_okay=False)
+_DIRECTORY = click.Path(exists=True, path_type=Path, file_okay=False)
+_PLAN = click.option("--plan", "plan_file", required=True, type=_FILE, help="The plan that everybody has.")
+_CERTIFICATE = click.option(
+    "--certificate", required=True, type=_FILE, help="attestation.crt of the BootstrapVM, from who packed it."
+)
+
+
+@click.group()
+def ceremony() -> None:
+    """Make the first BuildVM together: each person does their own part, and a transcript shows it to anybody.
+
+    \b
+    casemate ceremony rehearse my-rehearsal        all parts on this machine, once, with a real BootstrapVM
+    """
+
+
+@ceremony.command()
+@click.argument("file", type=_FILE)
+@click.option("-o", "--output", required=True, type=click.Path(), help="The plan, for all to keep.")
+@_JSON
+def plan(file: Path, output: str, as_json: bool) -> None:
+    """Write the plan of a ceremony from FILE (YAML), with the hashes of all that the BuildVM is made of.
+
+    \b
+    casemate ceremony plan ceremony.yaml -o plan.json
+
+    \b
+    FILE:
+      name: spring
+      organization: Example Bank
+      minutes: 120
+      root: root.crt                               the certificate of the root's key
+      roles:
+        reviewers:  {quorum: 2, people: {alice: alice.pub, bob: bob.pub}}
+        hosts:      {quorum: 1, people: {heidi: heidi.pub}}
+        custodians: {quorum: 2, people: {dave: dave.pub, erin: erin.pub}}
+        root:       {quorum: 1, people: {rita: rita.pub}}
+        auditor:    {quorum: 1, people: {oscar: oscar.pub}}
+    """
+    from casemate.build import ceremonyhost as host
+    from casemate.build.ceremony import CeremonyError, Role
+    from casemate.cli.ui import read_input, steps, write_output
+    from casemate.contract.document import parse
+
+    said: Any = parse(read_input(str(file), 256 << 10))
+    try:
+        roles = {name: Role(tuple(one["people"]), one["quorum"]) for name, one in said["roles"].items()}
+        people = {
+            who: read_input(str(file.parent / path), 64 << 10).decode("ascii")
+            for one in said["roles"].values()
+            for who, path in one["people"].items()
+        }
+        root = read_input(str(file.parent / said["root"]), 64 << 10)
+        name, organization, minutes = said["name"], said["organization"], said.get("minutes", 120)
+    except (KeyError, TypeError, AttributeError, ValueError):
+        raise CeremonyError(
+            "the file has not what a plan needs", "casemate ceremony plan --help shows one", id="CEREMONY-PLAN"
+        ) from None
+    with steps("Making the parts", quiet=as_json) as progress:
+        made = host.make_plan(
+            name, organization, people, roles, root, host.ready_parts(progress=progress), minutes=minutes
+        )
+    write_output(output, made.as_bytes())
+    if as_json:
+        click.echo(json.dumps({"output": output, "plan": made.digest, "ends": str(made.not_after)}))
+    else:
+        click.echo(f"{output}: plan {made.digest}, until {made.not_after:%Y-%m-%d %H:%M} UTC")
+
+
+@ceremony.command()
+@click.argument("directory", type=click.Path(path_type=Path, file_okay=False))
+@_PLAN
+@click.option(
+    "--port", default=8722, show_default=True, type=click.IntRange(1, 65535), help="Where it is reached, on loopback."
+)
+@click.option("--name", default="bootstrap", show_default=True, help="The machine's name.")
+def start(directory: Path, plan_file: Path, port: int, name: str) -> None:
+    """Pack the BootstrapVM of a plan into DIRECTORY and start its machine under the software ultravisor.
+
+    \b
+    casemate ceremony start my-ceremony --plan plan.json --port 8722
+    """
+    from casemate.build import ceremony as rules
+    from casemate.build import ceremonyhost as host
+    from casemate.cli.ui import read_input, steps
+
+    made = rules.parse_plan(read_input(str(plan_file), rules.LARGEST_PLAN))
+    with steps("Starting the BootstrapVM") as progress:
+        parts = host.ready_parts(made.arch, progress=progress)
+        progress("packing")
+        certificate = host.pack(made, parts, directory / "bootstrap")
+        machine = host.start(directory / "bootstrap", port, name, progress)
+        progress("waiting for it")
+        visit = host.Visit(f"127.0.0.1:{port}", made, certificate)
+        host.reach(visit, machine)
+        progress("bringing the parts")
+        for part, data in parts.files.items():
+            visit.bring(part, data)
+    (directory / host.CERTIFICATE).write_bytes(certificate)
+    click.echo(
+        f"127.0.0.1:{port} is open until {made.not_after:%H:%M} UTC; give everybody {directory / host.CERTIFICATE}"
+    )
+    click.echo(f"  next: casemate ceremony join 127.0.0.1:{port} --plan … --certificate … --as NAME --key URI")
+
+
+@ceremony.command()
+@click.argument("address")
+@_PLAN
+@_CERTIFICATE
+@_JSON
+def status(address: str, plan_file: Path, certificate: Path, as_json: bool) -> None:
+    """Show who has acted and what is missing, all of it verified.
+
+    \b
+    casemate ceremony status 127.0.0.1:8722 --plan plan.json --certificate attestation.crt
+    """
+    from casemate.build import ceremonyreport as reports
+
+    visit = _visit(address, plan_file, certificate)
+    seen = visit.look()
+    _show(reports.verify(visit.plan, visit.answer, seen.as_bytes(), visit.certificate), as_json, checks=False)
+
+
+@ceremony.command()
+@click.argument("address")
+@_PLAN
+@_CERTIFICATE
+@click.option("--as", "name", required=True, help="Who you are in the plan.")
+@click.option("--key", required=True, help="Your key: file:… or pkcs11:…, as casemate ca takes them.")
+@click.option("--next-key", help="For reviewers: the key that will approve builds; another than --key.")
+@click.option("--host-key", "host_keys", multiple=True, type=_FILE, help="For hosts: documents of the BuildVM's hosts.")
+@click.option("--secret-file", type=_FILE, help="For custodians: the secret, 16 to 1024 bytes.")
+@click.option("--root", help="For the root: the root's key.")
+@click.option(
+    "-o", "--output", type=click.Path(path_type=Path, file_okay=False), help="For the auditor: where all of it goes."
+)
+@click.option("-y", "--yes", is_flag=True, help="Sign without being asked.")
+@_JSON
+def join(
+    address: str,
+    plan_file: Path,
+    certificate: Path,
+    name: str,
+    key: str,
+    next_key: str | None,
+    host_keys: tuple[Path, ...],
+    secret_file: Path | None,
+    root: str | None,
+    output: Path | None,
+    yes: bool,
+    as_json: bool,
+) -> None:
+    """Do your part. What you sign is shown first; what answers is verified to be the plan's BootstrapVM.
+
+    \b
+    casemate ceremony join 127.0.0.1:8722 --plan plan.json --certificate attestation.crt --as alice \\
+        --key file:alice.key --next-key pkcs11:token=alice;object=builds?…
+    casemate ceremony join … --as oscar --key file:oscar.key -o my-ceremony
+    """
+    from casemate.build import ceremony as rules
+    from casemate.build import ceremonyhost as host
+    from casemate.build import ceremonyreport as reports
+    from casemate.build import signers
+    from casemate.cli.ui import read_input
+
+    visit = _visit(address, plan_file, certificate)
+    before, role = visit.look(), visit.plan.role_of(name)
+    needs = {
+        rules.REVIEWERS: ("--next-key", next_key),
+        rules.HOSTS: ("--host-key", host_keys),
+        rules.CUSTODIANS: ("--secret-file", secret_file),
+        rules.ROOT: ("--root", root),
+        rules.AUDITOR: ("--output", output),
+    }
+    option, given = needs[role]
+    if not given:
+        raise click.UsageError(f"{name} is of the role {role}, which needs {option}")
+    action = rules.ACTIONS[role]
+    if not yes:
+        click.echo(f"Ceremony {visit.plan.name}, plan {visit.plan.digest}, {len(before.lines)} lines so far.", err=True)
+        click.echo(f"You are {name} ({role}). You sign: {reports.COVERS[action]}.", err=True)
+        click.confirm("Sign?", abort=True, err=True)
+    here, custody = Path.cwd(), host.custody_of(key)
+    with signers.find(key, here).open() as private:
+        if role == rules.REVIEWERS:
+            with signers.find(str(next_key), here).open() as following:
+                line = visit.approve(name, private, following, custody, host.custody_of(str(next_key)))
+        elif role == rules.HOSTS:
+            documents = [(path.name, read_input(str(path), 64 << 10)) for path in host_keys]
+            line = visit.give_hosts(name, private, documents, custody)
+        elif role == rules.CUSTODIANS:
+            line = visit.contribute(name, private, read_input(str(secret_file), 1024), custody)
+        elif role == rules.ROOT:
+            with signers.find(str(root), here).open() as above:
+                line = visit.certify(name, private, above, host.custody_of(str(root)))
+        else:
+            assert output is not None
+            line = visit.witness(name, private, output / host.BUILT, custody)
+            visit.wait("end")
+            visit.save(output)
+    if as_json:
+        click.echo(json.dumps({"line": line.n, "digest": line.digest, "action": action}))
+    else:
+        click.echo(f"line {line.n}, {line.digest}: {name} did {action}")
+
+
+@ceremony.command()
+@click.argument("directory", type=_DIRECTORY)
+@click.option("--root", type=_FILE, help="The root's certificate, as you have it from elsewhere.")
+@click.option("--head", default="", help="The head that the auditor wrote down: a line that was cut off shows.")
+@click.option(
+    "--html", type=click.Path(path_type=Path, dir_okay=False), help="Write a page: who did what, which key is where."
+)
+@_JSON
+def verify(directory: Path, root: Path | None, head: str, html: Path | None, as_json: bool) -> int:
+    """Verify the transcript of a ceremony and the BuildVM that came of it.
+
+    Exit code: 0 everything holds, 1 something doesn't or was not proved.
+
+    \b
+    casemate ceremony verify my-ceremony --root root.crt --html ceremony.html
+    """
+    report = _report(directory, root, head)
+    if html is not None:
+        from casemate.build.ceremonypage import page
+
+        html.write_text(page(report), "utf-8")
+    _show(report, as_json)
+    return 0 if report.holds else 1
+
+
+@ceremony.command()
+@click.argument("directory", type=click.Path(path_type=Path, file_okay=False))
+@click.option("--root", "root_uri", help="Key of the root, file:… or pkcs11:…; made for the rehearsal otherwise.")
+@_JSON
+def rehearse(directory: Path, root_uri: str | None, as_json: bool) -> int:
+    """Hold a ceremony with all its people on this machine: a real BootstrapVM, and at the end a BuildVM and a transcript.
+
+    The keys of all personas are made here, so this proves how it goes, not that nobody saw a key. The reviewers' next keys are
+    kept beside (NAME.key): with them jobs of the BuildVM are approved.
+
+    \b
+    casemate ceremony rehearse my-rehearsal
+    casemate buildvm job image --builder my-rehearsal/buildvm -o job.json
+    """
+    from casemate.build import rehearsal
+    from casemate.cli.ui import steps
+
+    with steps("Rehearsing", quiet=as_json) as progress:
+        rehearsal.hold(directory, root_uri=root_uri, progress=progress)
+    report = _report(directory, directory / "root.crt", "")
+    from casemate.build.ceremonypage import page
+
+    (directory / "ceremony.html").write_text(page(report), "utf-8")
+    _show(report, as_json)
+    if not as_json:
+        click.echo(f"{directory / 'ceremony.html'}: the same as a page")
+        click.echo(f"  next: casemate buildvm job image --builder {directory / 'buildvm'} -o job.json")
+    return 0 if report.holds else 1
+
+
+def _visit(address: str, plan_file: Path, certificate: Path) -> Visit:
+    from casemate.build import ceremony as rules
+    from casemate.build.ceremonyhost import Visit
+    from casemate.cli.ui import read_input
+
+    return Visit(
+        address,
+        rules.parse_plan(read_input(str(plan_file), rules.LARGEST_PLAN)),
+        read_input(str(certificate), 64 << 10),
+    )
+
+
+def _report(directory: Path, root: Path | None, head: str) -> Report:
+    import hashlib
+
+    from casemate.build import ceremony as rules
+    from casemate.build import ceremonyhost as host
+    from casemate.build import ceremonyreport as reports
+    from casemate.cli.ui import read_input
+
+    def measure(path: Path) -> rules.Part:
+        with path.open("rb") as file:
+            return rules.Part(hashlib.file_digest(file, "sha256").hexdigest(), path.stat().st_size)
+
+    built = directory / host.BUILT
+    files = {
+        path.name: measure(path)
+        for path in (sorted(built.iterdir()) if built.is_dir() else ())
+        if path.is_file()
+        and path.name != "root.squashfs"  # by its hash in the plan, and in the image's reference values
+    }
+    return reports.verify(
+        rules.parse_plan(read_input(str(directory / host.PLAN), rules.LARGEST_PLAN)),
+        read_input(str(directory / host.SESSION), rules.LARGEST_ANSWER),
+        read_input(str(directory / host.TRANSCRIPT), rules.LARGEST_TRANSCRIPT),
+        read_input(str(directory / host.CERTIFICATE), 64 << 10),
+        root=read_input(str(root), 64 << 10) if root else None,
+        files=files,
+        head=head,
+    )
+
+
+def _show(report: Report, as_json: bool, *, checks: bool = True) -> None:
+    if as_json:
+        click.echo(json.dumps(report.as_dict()))
+        return
+    for step in report.steps:
+        click.echo(f"{step.n:>3}  {step.time}  {step.who:<12} {step.action}")
+    for one in report.missing:
+        click.echo(f"     missing: {one.count} of {one.role} ({', '.join(one.names)})")
+    if not checks:
+        return
+    for check in (*report.checks, *report.more):
+        click.echo(f"  {check.outcome.value:<10} {check.name}: {check.why}")
+    for key in report.keys:
+        click.echo(f"  key  {key.name}: made {key.made}; lives {key.lives}")
+    click.echo(report.summary())

@@ -1,0 +1,181 @@
+"""A ceremony without a machine: the real service, with a record made by hand, a kernel and an initrd of a few bytes."""
+
+from __future__ import annotations
+
+import datetime
+import hashlib
+import io
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+
+from casemate.attestation import record as records
+from casemate.build import ceremony as rules
+from casemate.build import ceremonyhost, forms
+from casemate.build.ceremony import Part, Plan, Role
+from casemate.build.ceremonyhost import Visit
+from casemate.guest.bootstrap import Bootstrap, serving
+from casemate.guest.kinds import KINDS
+from casemate.image.assemble import Parts
+from casemate.secret import Secret
+
+FILES = {"kernel": b"kernel" * 500, "initrd": b"initrd" * 500, "sbom.spdx.json": b"bill", "packages.txt": b"packages"}
+PEOPLE = {
+    **{"alice": "reviewers", "bob": "reviewers", "carol": "reviewers", "heidi": "hosts", "dave": "custodians"},
+    **{"erin": "custodians", "frank": "custodians", "rita": "root", "oscar": "auditor"},
+}
+QUORUM = {"reviewers": 2, "hosts": 1, "custodians": 2, "root": 1, "auditor": 1}
+TEE = "DEVELOPMENT (software ultravisor: no protection from whoever owns the host)"
+
+
+@cache
+def key(name: str) -> ec.EllipticCurvePrivateKey:
+    """The key of somebody, the same all the time."""
+    return ec.generate_private_key(ec.SECP384R1())
+
+
+@cache
+def attestation_key() -> rsa.RSAPrivateKey:
+    return rsa.generate_private_key(public_exponent=65537, key_size=3072)
+
+
+@cache
+def root_pem() -> bytes:
+    return ceremonyhost.root_certificate("Example", key("root key"), development=True)
+
+
+@cache
+def host() -> bytes:
+    public = ec.generate_private_key(ec.SECP521R1()).public_key()
+    return public.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+
+
+def pem(private: Any) -> str:
+    data: bytes = private.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+    return data.decode()
+
+
+def plan(**changed: Any) -> Plan:
+    files = (io.BytesIO(FILES["kernel"]), io.BytesIO(FILES["initrd"]))
+    values = Parts(
+        *("amd64", KINDS["builder"], "6.1", *files, "a" * 64, 4096, FILES["sbom.spdx.json"], FILES["packages.txt"], {})
+    ).values()
+    now = datetime.datetime.now(datetime.UTC).replace(microsecond=0)
+    made = Plan(
+        *("rehearsal", "Example", "buildvm", "0" * 32, True, now - datetime.timedelta(minutes=5)),
+        *(now + datetime.timedelta(minutes=30), 60, {name: pem(key(name)) for name in PEOPLE}),
+        {
+            role: Role(tuple(name for name, one in PEOPLE.items() if one == role), quorum)
+            for role, quorum in QUORUM.items()
+        },
+        *(root_pem().decode(), "26.11.0", "b" * 64, "amd64", "6.1", Part("a" * 64, 4096)),
+        {name: Part(hashlib.sha256(data).hexdigest(), len(data)) for name, data in FILES.items()},
+        values,
+    )
+    return replace(made, **changed)
+
+
+@cache
+def certificate() -> bytes:
+    class Names:
+        name, development, lists_at = "Example", True, ""
+
+    form = forms.certificate(Names(), "Casemate ceremony", attestation_key().public_key(), None, 2)
+    return forms.pem(forms.sign(form, attestation_key()))
+
+
+def record(made: Plan, values: dict[str, str] | None = None) -> bytes:
+    lines = list((values or made.values).items())
+    lines += [("baked:attestation.crt", hashlib.sha256(certificate()).hexdigest()), ("baked:plan.json", made.digest)]
+    return records.build("26.11.0", [("TEE", TEE)], lines)
+
+
+@dataclass
+class Clock:
+    """A clock that a test sets."""
+
+    ahead: float = 0.0
+
+    def __call__(self) -> float:
+        return time.time() + self.ahead
+
+
+def bootstrap(made: Plan, clock: Any = time.time) -> Bootstrap:
+    text = record(made)
+    signature = records.sign(text, forms.private_pem(attestation_key()))
+    return Bootstrap(
+        *(made.as_bytes(), text, signature, certificate(), Secret(forms.private_pem(attestation_key()))), clock
+    )
+
+
+@dataclass
+class Held:
+    """A ceremony that is open: the service, a visit, and the address."""
+
+    service: Bootstrap
+    visit: Visit
+    port: int
+
+    def approve(self, *names: str) -> None:
+        for name in names:
+            self.visit.approve(name, key(name), key(f"{name}'s next"))
+
+    def to_the_request(self) -> None:
+        self.approve("alice", "bob")
+        self.visit.give_hosts("heidi", key("heidi"), [("HKD.crt", host())])
+        for name in ("dave", "frank"):
+            self.visit.contribute(name, key(name), f"a share that {name} keeps".encode())
+        self.service.step()
+
+    def to_the_image(self) -> None:
+        self.to_the_request()
+        self.visit.certify("rita", key("rita"), key("root key"))
+        for name, data in FILES.items():
+            self.visit.bring(name, data)
+        self.service.step()
+
+    def to_the_end(self, directory: Path) -> None:
+        self.to_the_image()
+        self.visit.witness("oscar", key("oscar"), directory / "buildvm")
+        self.service.step()
+        self.visit.save(directory)
+
+
+@contextmanager
+def held(made: Plan | None = None, clock: Any = time.time) -> Iterator[Held]:
+    """Open a ceremony on a port of this machine. What the machine does is done when a test says so (``step``)."""
+    made = made or plan()
+    service = bootstrap(made, clock)
+    service.open()
+    with serving(service, "127.0.0.1", 0) as port:
+        yield Held(service, Visit(f"127.0.0.1:{port}", made, certificate()), port)
+
+
+@contextmanager
+def running(service: Bootstrap, **more: Any) -> Iterator[threading.Thread]:
+    """Run the whole of the service beside the test."""
+    from casemate.demo.services import free_port
+
+    port = free_port()
+    thread = threading.Thread(target=service.hold, args=("127.0.0.1", port), kwargs=more, daemon=True)
+    thread.start()
+    thread.port = port  # type: ignore[attr-defined]
+    yield thread
+    thread.join(30)
+
+
+def forge(made: Plan, session: rules.Session, who: str, content: bytes, seen: str, signer: Any, **said: str) -> bytes:
+    """Return an entry that says of itself what a test wants it to say."""
+    import json
+
+    document = json.loads(rules.statement(made, session, who, content, seen, "file")) | said
+    payload = rules.canonical(document)
+    return rules.entry(payload, rules.sign(signer, rules.STATEMENT_TYPE, payload), who, content)

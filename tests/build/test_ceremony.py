@@ -1,0 +1,571 @@
+"""The bootstrap ceremony against its real service, without a machine: the whole, and each attack on it."""
+
+from __future__ import annotations
+
+import datetime
+import hashlib
+import io
+import json
+import socket
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import ceremony_kit as kit
+import pytest
+from ceremony_kit import FILES, Held, held, key
+from cryptography.hazmat.primitives.asymmetric import ec
+from hypothesis import given
+from hypothesis import strategies as st
+
+from casemate import approval
+from casemate.build import ceremony as rules
+from casemate.build import ceremonyhost, ceremonyreport, forms
+from casemate.build.ceremony import Ceremony, CeremonyError, Part, Role
+from casemate.build.ceremonyhost import Visit, VisitError
+from casemate.build.ceremonypage import page
+from casemate.certificates.chain import verify_chain
+from casemate.errors import CasemateError
+from casemate.guest import bootstrap as service
+from casemate.guest.report import Stop
+
+
+@pytest.fixture
+def open_one() -> Iterator[Held]:
+    with held() as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
+    """A ceremony that took place: its directory and plan."""
+    directory = tmp_path_factory.mktemp("ceremony")
+    with held() as found:
+        found.to_the_end(directory)
+        return directory, found.service.plan
+
+
+def refused(wanted: str, act: Callable[[], object]) -> None:
+    with pytest.raises(CasemateError) as caught:
+        act()
+    assert caught.value.id == wanted, caught.value.diagnostics()
+
+
+def report(directory: Path, plan: Any, **more: Any) -> ceremonyreport.Report:
+    data = {name: (directory / name).read_bytes() for name in ("session.json", "transcript.jsonl", "attestation.crt")}
+    transcript = more.pop("transcript", data["transcript.jsonl"])
+    return ceremonyreport.verify(plan, data["session.json"], transcript, data["attestation.crt"], **more)
+
+
+# --- the whole --------------------------------------------------------------------------------------------------
+
+
+def test_a_ceremony_leads_to_an_image_and_a_transcript_that_verifies(finished: tuple[Path, Any]) -> None:
+    directory, plan = finished
+    files = {
+        path.name: Part(hashlib.sha256(path.read_bytes()).hexdigest(), path.stat().st_size)
+        for path in (directory / "buildvm").iterdir()
+    }
+    found = report(directory, plan, root=kit.root_pem(), files=files)
+    assert found.holds and found.development and not found.missing, found.as_dict()
+    assert [step.action for step in found.steps] == [
+        *(
+            "open",
+            "approve",
+            "approve",
+            "hosts",
+            "contribute",
+            "contribute",
+            "request",
+            "certify",
+            "built",
+            "witness",
+            "end",
+        )
+    ]
+    built = directory / "buildvm"
+    chain = [(built / name).read_bytes() for name in ("attestation.crt", "intermediate.crt")]
+    assert verify_chain(chain[0], [kit.root_pem()], time=forms.moment(), untrusted=[chain[1]]).proved
+    who = approval.parse_reviewers((built / "reviewers.json").read_bytes())
+    assert set(who.keys) == {"alice", "bob"} and who.threshold == 2
+
+
+def test_no_key_of_the_ceremony_is_valid_after_it(finished: tuple[Path, Any]) -> None:
+    directory, plan = finished
+    who = approval.parse_reviewers((directory / "buildvm/reviewers.json").read_bytes())
+    used = {rules.spki(rules.public_key(pem, "PLAN", name)) for name, pem in plan.personas.items()}
+    assert not used & {rules.spki(one) for one in who.keys.values()}
+
+
+def test_no_secret_is_in_what_comes_out(finished: tuple[Path, Any]) -> None:
+    directory, _ = finished
+    everything = b"".join(path.read_bytes() for path in directory.rglob("*") if path.is_file())
+    assert b"PRIVATE KEY" not in everything
+    for name in ("dave", "frank"):
+        assert f"a share that {name} keeps".encode() not in everything
+
+
+def test_the_page_shows_who_did_what_and_what_is_missing(finished: tuple[Path, Any], open_one: Held) -> None:
+    directory, plan = finished
+    whole = page(report(directory, plan))
+    assert "is complete, and every check holds" in whole and "<script" not in whole and "DEVELOPMENT TEE" in whole
+    for text in (*kit.PEOPLE, *rules.ACTIONS):
+        assert text in whole
+    open_one.approve("alice")
+    seen = open_one.visit.look()
+    part = page(ceremonyreport.verify(seen.plan, open_one.visit.answer, seen.as_bytes(), kit.certificate()))
+    assert "is not complete" in part and "1 of reviewers (bob, carol)" in part
+
+
+def test_the_page_escapes_what_a_plan_says() -> None:
+    plan = kit.plan(organization="<script>alert(1)</script>")
+    with held(plan) as found:
+        seen = found.visit.look()
+        made = page(ceremonyreport.verify(plan, found.visit.answer, seen.as_bytes(), kit.certificate()))
+    assert "<script" not in made
+
+
+# --- the plan ---------------------------------------------------------------------------------------------------
+
+
+def test_one_person_under_two_names_is_refused() -> None:
+    people = {name: kit.pem(key("alice" if name == "bob" else name)) for name in kit.PEOPLE}
+    refused("CEREMONY-PLAN", lambda: kit.plan(personas=people).as_bytes())
+
+
+def test_one_person_in_two_roles_is_refused() -> None:
+    roles = dict(kit.plan().roles)
+    roles["custodians"] = Role(("dave", "alice"), 2)
+    refused("CEREMONY-PLAN", lambda: kit.plan(roles=roles).as_bytes())
+
+
+@pytest.mark.parametrize("role", ["reviewers", "custodians"])
+def test_a_quorum_of_one_is_refused_where_it_must_be_two(role: str) -> None:
+    roles = dict(kit.plan().roles)
+    roles[role] = replace(roles[role], quorum=1)
+    refused("CEREMONY-PLAN", lambda: kit.plan(roles=roles).as_bytes())
+
+
+@given(st.binary(max_size=300))
+def test_any_bytes_are_a_plan_a_line_an_entry_or_refused(data: bytes) -> None:
+    for parse in (rules.parse_plan, rules.parse_line, rules.parse_entry, rules.hosts_of):
+        with pytest.raises(CeremonyError):
+            parse(data)
+
+
+@given(
+    st.recursive(st.none() | st.booleans() | st.integers() | st.text(max_size=8), lambda c: st.lists(c, max_size=3)),
+    st.data(),
+)
+def test_a_plan_with_any_value_in_it_is_one_or_refused(value: Any, data: st.DataObject) -> None:
+    document = json.loads(_PLAN)
+    document[data.draw(st.sampled_from(sorted(document)))] = value
+    try:
+        found = rules.parse_plan(json.dumps(document).encode())
+    except CeremonyError:
+        return
+    assert rules.parse_plan(found.as_bytes()) == found
+
+
+_PLAN = kit.plan().as_bytes()
+
+
+# --- who does what, and when ------------------------------------------------------------------------------------
+
+
+def test_nobody_does_anothers_part(open_one: Held) -> None:
+    visit, plan = open_one.visit, open_one.service.plan
+    seen = visit.look()
+    content = rules.next_key(seen.session, "mallory", key("mallory"), "file")
+    for said in (
+        {"role": "reviewers", "action": "approve"},
+        {"persona": "alice", "role": "reviewers", "action": "approve"},
+    ):
+        entry = kit.forge(plan, seen.session, "dave", content, seen.head, key("dave"), **said)
+        refused("CEREMONY-ROLE", lambda entry=entry: visit._ask("POST", "/entry", 1 << 20, entry))
+
+
+def test_nobody_signs_for_another_or_without_a_key_of_the_plan(open_one: Held) -> None:
+    visit = open_one.visit
+    content = rules.next_key(visit.look().session, "alice", key("alice's next"), "file")
+    refused("CEREMONY-PERSONA", lambda: visit.act("alice", key("bob"), "file", content))
+    refused("CEREMONY-PERSONA", lambda: visit.act("alice", key("mallory"), "file", content))
+    refused("CEREMONY-PERSONA", lambda: visit.act("mallory", key("mallory"), "file", content))
+
+
+def test_nobody_acts_twice(open_one: Held) -> None:
+    open_one.approve("alice")
+    refused("CEREMONY-TWICE", lambda: open_one.approve("alice"))
+
+
+def test_a_part_comes_after_those_that_it_rests_on(open_one: Held) -> None:
+    visit = open_one.visit
+    visit.look()
+    refused("CEREMONY-ORDER", lambda: visit.contribute("dave", key("dave"), b"a share of dave, kept"))
+    refused("CEREMONY-ORDER", lambda: visit.give_hosts("heidi", key("heidi"), [("HKD.crt", kit.host())]))
+    refused("CEREMONY-ORDER", lambda: visit.act("rita", key("rita"), "file", b"{}"))
+    refused("CEREMONY-ORDER", lambda: visit.act("oscar", key("oscar"), "file", b""))
+
+
+def test_a_part_that_is_over_takes_nobody_any_more(open_one: Held) -> None:
+    open_one.to_the_request()
+    refused("CEREMONY-TIME", lambda: open_one.approve("carol"))
+    refused("CEREMONY-TIME", lambda: open_one.visit.contribute("erin", key("erin"), b"a share of erin, late"))
+
+
+def test_nothing_is_taken_before_or_after_the_window() -> None:
+    clock = kit.Clock()
+    plan = kit.plan()
+    with held(plan, clock) as found:
+        clock.ahead = 3600
+        refused("CEREMONY-TIME", lambda: found.approve("alice"))
+    seen = found.visit.seen
+    assert seen is not None
+    payload = rules.statement(plan, seen.session, "alice", b"", seen.head, "file")
+    signature = rules.sign(key("alice"), rules.STATEMENT_TYPE, payload)
+    early = plan.not_before - datetime.timedelta(seconds=1)
+    refused("CEREMONY-TIME", lambda: seen.check(payload, signature, "alice", b"", early))
+
+
+def test_the_port_opens_with_the_window_and_the_machine_ends_with_it() -> None:
+    now = datetime.datetime.now(datetime.UTC).replace(microsecond=0)
+    second = datetime.timedelta(seconds=1)
+    plan = kit.plan(not_before=now + 2 * second, not_after=now + 5 * second)
+    made = kit.bootstrap(plan)
+    with kit.running(made, grace=1.0) as thread:
+        with pytest.raises(OSError):
+            socket.create_connection(("127.0.0.1", thread.port), 1)  # type: ignore[attr-defined]
+        time.sleep(3)
+        visit = Visit(f"127.0.0.1:{thread.port}", plan, kit.certificate())  # type: ignore[attr-defined]
+        assert visit.look().lines
+        thread.join(10)
+        assert not thread.is_alive()
+        refused("CEREMONY-UNREACHABLE", visit.look)
+    assert made.ceremony.lines[-1].facts == {"outcome": "expired"} and not made._shares
+
+
+def test_a_machine_that_starts_after_the_window_does_not_open() -> None:
+    past = kit.plan()
+    past = replace(past, not_before=past.not_before, not_after=past.not_before + datetime.timedelta(minutes=1))
+    with pytest.raises(Stop) as caught:
+        kit.bootstrap(past).hold("127.0.0.1", 0)
+    assert caught.value.id == "HPL19002E"
+
+
+def test_a_statement_of_another_ceremony_or_session_is_refused(open_one: Held) -> None:
+    with held(kit.plan(nonce="1" * 32)) as other, held(open_one.service.plan) as again:
+        for one in (other, again):
+            one.approve("alice")
+            line = one.visit.look().of("approve")[0]
+            entry = rules.entry(line.statement, line.signature, "alice", line.content)
+            refused("CEREMONY-OTHER", lambda entry=entry: open_one.visit._ask("POST", "/entry", 1 << 20, entry))
+
+
+def test_hosts_of_two_persons_must_be_the_same() -> None:
+    roles = dict(kit.plan().roles)
+    roles["hosts"], roles["custodians"] = Role(("heidi", "erin"), 2), Role(("dave", "frank"), 2)
+    with held(kit.plan(roles=roles)) as found:
+        found.approve("alice", "bob")
+        found.visit.give_hosts("heidi", key("heidi"), [("HKD.crt", kit.host())])
+        refused("CEREMONY-CONTENT", lambda: found.visit.give_hosts("erin", key("erin"), [("other.crt", kit.host())]))
+
+
+def test_a_key_of_the_ceremony_is_not_the_next_key_of_anybody(open_one: Held) -> None:
+    visit = open_one.visit
+    for mine in ("alice", "bob"):
+        refused("CEREMONY-CONTENT", lambda mine=mine: visit.approve("alice", key("alice"), key(mine)))
+    open_one.approve("alice")
+    refused("CEREMONY-CONTENT", lambda: visit.approve("bob", key("bob"), key("alice's next")))
+
+
+def test_content_that_was_not_signed_is_refused(open_one: Held) -> None:
+    seen = open_one.visit.look()
+    content = rules.next_key(seen.session, "alice", key("alice's next"), "file")
+    payload = rules.statement(seen.plan, seen.session, "alice", content, seen.head, "file")
+    other = rules.next_key(seen.session, "alice", key("mallory"), "file")
+    entry = rules.entry(payload, rules.sign(key("alice"), rules.STATEMENT_TYPE, payload), "alice", other)
+    refused("CEREMONY-CONTENT", lambda: open_one.visit._ask("POST", "/entry", 1 << 20, entry))
+
+
+# --- secrets ----------------------------------------------------------------------------------------------------
+
+
+def test_a_contribution_opens_in_its_session_for_its_persona_only(open_one: Held) -> None:
+    open_one.approve("alice", "bob")
+    visit = open_one.visit
+    session = visit.look().session
+    salt, share = b"s" * 32, b"what only dave knows"
+    content, sealed = rules.commitment(salt, share), rules.seal_share(session, "dave", salt, share)
+    # erin sends what she saw dave send as her own, with his commitment
+    refused("CEREMONY-CONTENT", lambda: visit.act("erin", key("erin"), "file", content, sealed))
+    with held(open_one.service.plan) as other:
+        other.approve("alice", "bob")
+        refused("CEREMONY-CONTENT", lambda: other.visit.act("dave", key("dave"), "file", content, sealed))
+    visit.act("dave", key("dave"), "file", content, sealed)
+    # what anybody can fetch has the commitment, and nothing from which the share could be guessed
+    fetched = visit._ask("GET", "/transcript", 1 << 20) + visit._ask("GET", "/status", 1 << 20)
+    assert share not in fetched and hashlib.sha256(share).hexdigest().encode() not in fetched
+    assert sealed not in fetched and rules._b64(sealed).encode() not in fetched
+    for path in ("/share", "/shares/dave", "/result/dave", "/../run/casemate", "/parts/kernel"):
+        with pytest.raises(VisitError):
+            visit._ask("GET", path, 1 << 20)
+
+
+def test_a_contribution_that_is_not_what_was_committed_to_is_refused(open_one: Held) -> None:
+    open_one.approve("alice", "bob")
+    session = open_one.visit.look().session
+    sealed = rules.seal_share(session, "dave", b"s" * 32, b"another share than that")
+    content = rules.commitment(b"s" * 32, b"the share that was told")
+    refused("CEREMONY-CONTENT", lambda: open_one.visit.act("dave", key("dave"), "file", content, sealed))
+
+
+def test_what_comes_of_contributions_nobody_can_compute() -> None:
+    told = [b"one", b"two"]
+    assert service.mix(told, b"x") != service.mix(told, b"x")
+
+
+# --- the root's answer ------------------------------------------------------------------------------------------
+
+
+def answers(found: Held) -> dict[str, bytes]:
+    """Answers that are not what was asked for, by what is wrong."""
+    plan, request = found.service.plan, found.visit.wait("request").request()
+    good = json.loads(ceremonyhost.answer_request(plan, request, key("root key")))
+    mallory = ec.generate_private_key(ec.SECP384R1())
+    names = ceremonyhost._Names(plan)
+    above = forms.load_certificate(plan.root_certificate.encode())
+    subject, public = "Casemate builder buildvm 1", rules.request_key(request)
+
+    def certify(public: Any, signer: Any, above: Any, **more: Any) -> bytes:
+        form = forms.certificate(names, subject, public, above, 100, **more)
+        return rules.canonical({**good, "certificate": forms.pem(forms.sign(form, signer)).decode()})
+
+    strange = forms.load_certificate(ceremonyhost.root_certificate("Example", mallory, development=True))
+    return {
+        "another key": certify(mallory.public_key(), key("root key"), above, path=0),
+        "another root": certify(public, mallory, strange, path=0),
+        "an authority over authorities": certify(public, key("root key"), above, path=1),
+        "no authority": certify(public, key("root key"), above),
+        "no list": rules.canonical({**good, "list": good["certificate"]}),
+    }
+
+
+def test_the_root_certifies_the_key_that_was_made_inside_and_no_other(open_one: Held) -> None:
+    open_one.to_the_request()
+    wrong = answers(open_one)
+    for content in wrong.values():
+        refused("CEREMONY-CONTENT", lambda content=content: open_one.visit.act("rita", key("rita"), "file", content))
+    open_one.visit.certify("rita", key("rita"), key("root key"))
+
+
+def test_somebody_with_another_key_than_the_roots_can_not_answer(open_one: Held) -> None:
+    open_one.to_the_request()
+    refused("CEREMONY-PERSONA", lambda: open_one.visit.certify("rita", key("rita"), key("mallory")))
+
+
+# --- the transcript ---------------------------------------------------------------------------------------------
+
+
+def changes(lines: list[bytes]) -> dict[str, list[bytes]]:
+    """What can be done to a transcript, by name."""
+    document = json.loads(lines[4])
+    other = rules.canonical(
+        {**document, "content": rules._b64(rules.commitment(b"s" * 32, b"another share, after all"))}
+    )
+    later = rules.canonical({**json.loads(lines[1]), "time": "2031-01-01T00:00:00Z"})
+    return {
+        "changed": [*lines[:4], other, *lines[5:]],
+        "another time": [lines[0], later, *lines[2:]],
+        "removed": [*lines[:3], *lines[4:]],
+        "reordered": [lines[0], lines[2], lines[1], *lines[3:]],
+        "repeated": [*lines[:3], *lines[2:]],
+        "more after the end": [*lines, lines[-1]],
+        "another form": [lines[0].replace(b",", b", "), *lines[1:]],
+    }
+
+
+@pytest.mark.parametrize(
+    "name", ["changed", "another time", "removed", "reordered", "repeated", "more after the end", "another form"]
+)
+def test_a_transcript_that_was_changed_is_refused(finished: tuple[Path, Any], name: str) -> None:
+    directory, plan = finished
+    lines = (directory / "transcript.jsonl").read_bytes().splitlines()
+    found = report(directory, plan, transcript=b"".join(line + b"\n" for line in changes(lines)[name]))
+    assert not found.holds
+    assert "CEREMONY-" in next(one.why for one in found.checks if one.name == "transcript")
+
+
+def test_a_transcript_that_was_cut_off_is_not_complete(finished: tuple[Path, Any]) -> None:
+    directory, plan = finished
+    lines = (directory / "transcript.jsonl").read_bytes().splitlines(keepends=True)
+    for count in range(len(lines)):
+        assert not report(directory, plan, transcript=b"".join(lines[:count])).holds
+    assert not report(directory, plan, transcript=b"".join(lines)[:-1]).holds
+    assert not report(directory, plan, head="0" * 64).holds
+
+
+def test_a_machine_that_forks_its_transcript_is_noticed(open_one: Held) -> None:
+    open_one.approve("alice")
+    visit, ceremony = open_one.visit, open_one.service
+    ceremony.ceremony = Ceremony(ceremony.plan, ceremony.ceremony.session, ceremony.ceremony.lines[:1])
+    refused("CEREMONY-TRANSCRIPT", visit.look)
+
+
+def test_an_image_that_was_swapped_on_its_way_out_is_noticed(
+    finished: tuple[Path, Any], open_one: Held, tmp_path: Path
+) -> None:
+    open_one.to_the_image()
+    open_one.service.result["casemate.img"] = b"another image".ljust(
+        len(open_one.service.result["casemate.img"]), b"\0"
+    )
+    refused("CEREMONY-CONTENT", lambda: open_one.visit.witness("oscar", key("oscar"), tmp_path / "buildvm"))
+    directory, plan = finished
+    assert not report(directory, plan, files={"casemate.img": Part("0" * 64, 1)}).holds
+
+
+def test_an_auditor_signs_the_head_and_nothing_older(open_one: Held) -> None:
+    open_one.to_the_image()
+    seen = open_one.visit.look()
+    entry = kit.forge(seen.plan, seen.session, "oscar", b"", seen.lines[2].digest, key("oscar"))
+    refused("CEREMONY-OTHER", lambda: open_one.visit._ask("POST", "/entry", 1 << 20, entry))
+
+
+# --- impostors --------------------------------------------------------------------------------------------------
+
+
+def impostor(change: Callable[[dict[str, bytes]], None], plan: Any) -> bytes:
+    """What an impostor answers who has the genuine session to look at."""
+    import base64
+
+    made = kit.bootstrap(plan)
+    said = {name: base64.b64decode(text) for name, text in json.loads(made.answer).items()}
+    change(said)
+    return rules.canonical({name: rules._b64(one) for name, one in said.items()})
+
+
+def test_an_impostor_is_not_the_bootstrap_vm() -> None:
+    from casemate.attestation import record as records
+
+    plan, mine = kit.plan(), ec.generate_private_key(ec.SECP384R1())
+
+    def own_keys(said: dict[str, bytes]) -> None:
+        session = json.loads(said["session"])
+        said["session"] = rules.canonical({**session, "signing": rules._b64(rules.spki(mine.public_key()))})
+
+    def other_record(said: dict[str, bytes]) -> None:
+        said["record"] = said["record"].replace(b"a", b"b", 1)
+
+    def other_certificate(said: dict[str, bytes]) -> None:
+        said["certificate"] = kit.root_pem()
+
+    def other_start(said: dict[str, bytes]) -> None:
+        """A record that the same key has signed, of another start than the session's."""
+        said["record"] = kit.record(plan) + b"\nImage age: 3 days since creation."
+        said["record_signature"] = records.sign(said["record"], forms.private_pem(kit.attestation_key()))
+
+    for change in (own_keys, other_record, other_certificate, other_start):
+        refused(
+            "CEREMONY-SESSION",
+            lambda change=change: rules.open_session(impostor(change, plan), plan, kit.certificate()),
+        )
+
+
+def test_a_machine_with_another_plan_or_image_is_refused() -> None:
+    plan = kit.plan()
+    with held(kit.plan(nonce="1" * 32)) as other:
+        refused("CEREMONY-SESSION", Visit(f"127.0.0.1:{other.port}", plan, kit.certificate()).look)
+    with held(plan) as found:
+        elsewhere = replace(plan, values={**plan.values, "baseimage": "f" * 64})
+        refused("CEREMONY-SESSION", Visit(f"127.0.0.1:{found.port}", elsewhere, kit.certificate()).look)
+
+
+def test_who_replays_a_genuine_session_can_not_seal_a_line(open_one: Held) -> None:
+    """An impostor shows record and session of the real machine, and answers by itself: it lacks the session's key."""
+    plan = open_one.service.plan
+    fake = kit.bootstrap(plan)
+    fake.answer = open_one.service.answer
+    fake.open()
+    with service.serving(fake, "127.0.0.1", 0) as port:
+        refused("CEREMONY-TRANSCRIPT", Visit(f"127.0.0.1:{port}", plan, kit.certificate()).look)
+
+
+# --- the port ---------------------------------------------------------------------------------------------------
+
+
+def test_what_is_too_large_or_no_part_is_refused(open_one: Held) -> None:
+    for method, path, body in (
+        ("POST", "/entry", b"x" * (service.LARGEST_BODY + 1)),
+        ("PUT", "/parts/kernel", FILES["kernel"] + b"x"),
+        ("PUT", "/parts/kernel", b"y" * len(FILES["kernel"])),
+        ("PUT", "/parts/other", b"z"),
+        ("POST", "/entry", b"{}"),
+        ("POST", "/elsewhere", b"{}"),
+    ):
+        with pytest.raises(VisitError):
+            open_one.visit._ask(method, path, 4096, body)
+    assert open_one.visit.look().lines and not open_one.service.parts
+
+
+def test_slow_and_broken_connections_do_not_stop_a_ceremony(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(service, "DEADLINE", 1.5)
+    monkeypatch.setattr(service, "MOST_CONNECTIONS", 4)
+    with held() as found:
+        began, slow = time.monotonic(), []
+        for _ in range(6):
+            connection = socket.create_connection(("127.0.0.1", found.port), 5)
+            connection.sendall(b"POST /entry HTTP/1.0\r\nContent-Length: 100\r\n\r\n")
+            slow.append(connection)
+        garbage = socket.create_connection(("127.0.0.1", found.port), 5)
+        garbage.sendall(b"\0\xff" * 40000)
+        garbage.close()
+        while True:  # a byte now and then does not make the connection last
+            try:
+                for connection in slow:
+                    connection.sendall(b"x")
+                    time.sleep(0.2)
+            except OSError:
+                break
+            assert time.monotonic() - began < 20
+        for connection in slow:
+            connection.close()
+        time.sleep(0.5)
+        found.approve("alice")
+
+
+def test_a_part_whose_values_are_not_the_plans_stops_the_machine(open_one: Held) -> None:
+    open_one.to_the_request()
+    open_one.visit.certify("rita", key("rita"), key("root key"))
+    open_one.service.parts = {**FILES, "kernel": b"another kernel, somehow"}
+    with pytest.raises(Stop):
+        open_one.service.step()
+
+
+def test_the_image_that_comes_out_opens_for_the_hosts_that_were_given(tmp_path: Path) -> None:
+    from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+
+    from casemate.secureexec.image import open_image
+
+    host = ec.generate_private_key(ec.SECP521R1())
+    document = host.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+    with held() as found:
+        found.approve("alice", "bob")
+        found.visit.give_hosts("heidi", key("heidi"), [("mine.crt", document)])
+        for name in ("dave", "frank"):
+            found.visit.contribute(name, key(name), f"a share that {name} keeps".encode())
+        found.service.step()
+        found.visit.certify("rita", key("rita"), key("root key"))
+        for name, data in FILES.items():
+            found.visit.bring(name, data)
+        found.service.step()
+        sinks: dict[str, io.BytesIO] = {}
+        contents = open_image(
+            io.BytesIO(found.service.result["casemate.img"]),
+            host,
+            lambda name, size: sinks.setdefault(name, io.BytesIO()),
+        )
+        initrd = sinks["initrd"].getvalue()[: contents.sizes["initrd"]]
+    for name in (b"keys/intermediate.pem", b"keys/attestation.pem", b"keys/state.key", b"public/reviewers.json"):
+        assert name in initrd
+    assert b'"kind": "builder"' in initrd
