@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help setup system demo test quick lint bench docs clean
+.PHONY: help setup system demo test quick lint bench docs clean realtools
 
 help:
 	@echo "make demo    install what is missing, then tell the whole story, once, on this machine"
@@ -10,6 +10,7 @@ help:
 	@echo "make quick   the tests that start no machine"
 	@echo "make lint    format, lint, types"
 	@echo "make bench   measure, side by side, as ratios"
+	@echo "make realtools  compare with the library of the tools for IBM Z, built with cargo"
 	@echo "make docs    make the generated pages anew"
 	@echo "make clean   forget the virtual environment and what tools have cached here"
 
@@ -46,3 +47,6 @@ docs: setup
 
 clean:
 	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis
+
+realtools: system
+	CASEMATE_REALTOOLS=1 $(BIN)/python -m pytest tests/secureexec/test_realtools.py
