@@ -15,7 +15,7 @@ import os
 import ssl
 import subprocess
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -53,10 +53,10 @@ class Door:
 
     @classmethod
     @contextlib.contextmanager
-    def running(cls, registry: Registry, directory: Path) -> Iterator[Door]:
+    def running(cls, registry: Registry, directory: Path, names: Sequence[str] = NAMES) -> Iterator[Door]:
         directory.mkdir()
         authority = Authority.create("Door authority")
-        identity = authority.server(NAMES)
+        identity = authority.server(names)
         (directory / "trusted").mkdir()
         (directory / "trusted/ca.crt").write_bytes(authority.certificate)
         (directory / "both.pem").write_bytes(identity.certificate + identity.key)

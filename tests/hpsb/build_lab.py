@@ -1,13 +1,13 @@
 """A real build server on this machine, and what stands around it: git over HTTPS, a registry that can be made to lie, clients.
 
-Everything is reached at the address that a guest would use, and the server's configuration says where it is here.
+The registry has a name that no name server knows, git the address that a guest would use; the server's configuration says where
+both are.
 """
 
 from __future__ import annotations
 
 import base64
 import contextlib
-import http.client
 import json
 import os
 import secrets
@@ -28,9 +28,11 @@ from casemate.demo import images
 from casemate.demo.pki import Authority
 from casemate.demo.services import GATEWAY, Registry, free_port
 from casemate.hpsb.client import Client, Settings
+from casemate.hpsb.manifest import Keys, parse_keys
 from signers import NAMES, Door, tool
 
 SOURCE = Path(__file__).parents[2] / "src"
+REGISTRY = "registry.example"
 _START = """\
 umount -R /sys/fs/cgroup 2>/dev/null
 mount -t cgroup2 none /sys/fs/cgroup
@@ -177,22 +179,26 @@ class Lab:
         layout = images.build(images.BUSYBOX)
         with (
             Registry.running(directory / "registry") as registry,
-            Door.running(registry, directory / "door") as door,
+            Door.running(registry, directory / "door", (*NAMES, REGISTRY)) as door,
             Git.running(directory / "git") as git,
             _site(directory / "site") as (port, authority),
         ):
             door.push(layout, "busybox:1")
-            base = f"{door.there}/busybox@{images.digest(layout)}"
+            base = f"{REGISTRY}:{door.port}/busybox@{images.digest(layout)}"
             yield cls(directory, git, door, base, f"{GATEWAY}:{port}", authority)
 
     @property
+    def registry(self) -> str:
+        return f"{REGISTRY}:{self.door.port}"
+
+    @property
     def name(self) -> str:
-        return f"{self.door.there}/team/app"
+        return f"{self.registry}/team/app"
 
     def config(self, **more: Any) -> dict[str, Any]:
         login = {"username": self.door.registry.user, "password": self.door.registry.password}
         hosts = {
-            self.door.there: self.door.port,
+            self.registry: self.door.port,
             f"{GATEWAY}:{self.git.port}": self.git.port,
             self.site: self.site.rpartition(":")[2],
         }
@@ -200,7 +206,7 @@ class Lab:
             "repositories": {
                 f"https://{GATEWAY}:{self.git.port}/": {"username": self.git.user, "password": self.git.password}
             },
-            "registries": {self.door.there: login},
+            "registries": {self.registry: login},
             "images": {self.name: login},
             "authorities": "".join(
                 pem.decode() for pem in (self.door.authority, self.git.authority.certificate, self.site_authority)
@@ -293,6 +299,19 @@ class Running:
                 time.sleep(0.05)
         raise AssertionError(self.said)
 
+    def init(self) -> Keys:
+        """Have the keys made, and keep the public ones."""
+        data = json.dumps(self.client.ask("POST", "/v1/init")).encode()
+        self.settings.keys.write_bytes(data)
+        return parse_keys(data)
+
+    @property
+    def keys(self) -> Keys:
+        return parse_keys(self.settings.keys.read_bytes())
+
+    def manifest(self, job: dict[str, Any]) -> bytes:
+        return self.client.fetch("GET", f"/v1/jobs/{job['job']}/manifest")
+
     def job(self, repository: str, revision: str, **more: Any) -> dict[str, Any]:
         return {"repository": self.lab.git.url(repository), "revision": revision, "name": self.lab.name, **more}
 
@@ -328,4 +347,20 @@ def _site(directory: Path) -> Iterator[tuple[int, bytes]]:
         server.server_close()
 
 
-__all__ = ["Git", "Lab", "Page", "Running", "http"]
+def as_server(script: str, *arguments: object) -> str:
+    """Run Python as the server runs: as root, with what crun needs; return what it prints. Its source is beside ours."""
+    command = (
+        "unshare",
+        "-m",
+        "--propagation",
+        "private",
+        "sh",
+        "-c",
+        _START,
+        "sh",
+        sys.executable,
+        "-c",
+        script,
+        *arguments,
+    )
+    return tool(*(str(part) for part in command), env={"PYTHONPATH": str(SOURCE)})

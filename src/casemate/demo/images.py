@@ -144,6 +144,9 @@ def build_server() -> Recipe:
                 "etc/ssl/certs/ca-certificates.crt",
             ),
         ),
+        left_out=tuple(
+            f"usr/lib/python3.11/{name}" for name in ("pydoc_data", "lib2to3", "distutils", "unittest", "wsgiref")
+        ),
         files={
             **_BASE,
             **{f"{place}/casemate/{path.relative_to(source)}": (0o644, path.read_text("utf-8")) for path in modules},

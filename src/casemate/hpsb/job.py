@@ -60,8 +60,22 @@ for base in /bases/*; do
   number="${base##*/}"
   [ "$number" = "*" ] || skopeo copy --quiet "oci:$base" "containers-storage:${store}localhost/base-$number:1" || exit 1
 done
-exec buildah --root /work/graph --runroot /work/run --storage-driver vfs build --isolation chroot --network host --pull-never \
-  --layers=false --format oci --tag oci:/work/out:built --file /Containerfile "$@" /context
+store="--root /work/graph --runroot /work/run --storage-driver vfs"
+buildah $store build --isolation chroot --network host --pull-never --layers=false --format oci \\
+  --tag localhost/built:1 --file /Containerfile "$@" /context && buildah $store push --quiet localhost/built:1 oci:/work/out:built
+"""
+_BASE = """
+skopeo inspect --raw --authfile=/run/login/auth.json "docker://$1" && \\
+  exec skopeo --insecure-policy copy --quiet --preserve-digests \\
+  --src-authfile=/run/login/auth.json "docker://$1" oci:/work/image >&2
+"""
+_PUSH = """
+copy() {
+  skopeo --insecure-policy --registries.d=/registries.d copy --quiet --preserve-digests \\
+    --dest-authfile=/run/login/auth.json "$@" >&2
+}
+copy dir:/signed "docker://$1" && copy oci:/cosign "docker://$2" && \\
+  exec skopeo inspect --raw --authfile=/run/login/auth.json "docker://$1"
 """
 _GIT = {
     "GIT_CONFIG_NOSYSTEM": "1",
@@ -250,22 +264,15 @@ class _Steps:
             )
         work = make_work(self.directory / f"base-{number}")
         hosts, files = registry_hosts(reference.registry, login), {"auth.json": _auth({reference.registry: login})}
-        inspect = ("skopeo", "inspect", "--raw", "--authfile=/run/login/auth.json", f"docker://{reference.canonical}")
-        code, manifest = self.reach(f"base-{number}", inspect, work, hosts, {}, files)
+        command = ("/bin/sh", "-c", _BASE, "sh", reference.canonical)
+        code, manifest = self.reach(f"base-{number}", command, work, hosts, {}, files)
         if code or f"sha256:{hashlib.sha256(manifest).hexdigest()}" != reference.digest:
             raise refused(
                 "BASE",
                 f"the base image {reference.canonical} can't be fetched",
-                "is it in its registry, and the login right?",
+                "is it in its registry, and the login right? look at the log of the job",
             )
         image = layout.instance(manifest, self.builder.architecture) or str(reference.digest)
-        copy = ("skopeo", "--insecure-policy", "copy", "--quiet", "--preserve-digests", "--src-authfile=/run/login/auth.json",
-                f"docker://{reference.name}@{image}", "oci:/work/image")  # fmt: skip
-        code, _ = self.reach(f"base-{number}", copy, work, hosts, {}, files)
-        if code:
-            raise refused(
-                "BASE", f"the base image {reference.canonical} can't be fetched", "look at the log of the job"
-            )
         layout.read(work / "image", image)
         return Fetched(base, work / "image", image)
 
@@ -317,18 +324,14 @@ class _Steps:
         settings.mkdir()
         (settings / "default.yaml").write_text("default-docker: {lookaside-staging: 'file:///work/signatures'}\n")
         shown = {"/signed": signed, "/cosign": beside, "/registries.d": settings}
-        there, sign = f"docker://{job.image}", f"docker://{job.name}:{image.digest.replace(':', '-')}.sig"
-        start = ("skopeo", "--insecure-policy", "--registries.d=/registries.d", "copy", "--quiet", "--preserve-digests",
-                 "--dest-authfile=/run/login/auth.json")  # fmt: skip
-        for command in ((*start, "dir:/signed", there), (*start, "oci:/cosign", sign)):
-            code, _ = self.reach("push", command, work, hosts, {}, files, shown)
-            if code:
-                raise refused(
-                    "PUSH", f"{job.image} can't be pushed", "look at the log of the job; may this login write there?"
-                )
-        back = ("skopeo", "inspect", "--raw", "--authfile=/run/login/auth.json", there)
-        code, found = self.reach("push", back, work, hosts, {}, files, shown)
-        if code or found != image.manifest:
+        sign = f"{job.name}:{image.digest.replace(':', '-')}.sig"
+        command = ("/bin/sh", "-c", _PUSH, "sh", job.image, sign)
+        code, found = self.reach("push", command, work, hosts, {}, files, shown)
+        if code:
+            raise refused(
+                "PUSH", f"{job.image} can't be pushed", "look at the log of the job; may this login write there?"
+            )
+        if found != image.manifest:
             raise refused(
                 "SWAPPED",
                 f"the registry has another image as {job.image} than was pushed",

@@ -109,7 +109,8 @@ class Service:
         shutil.rmtree(volume / "jobs", ignore_errors=True)  # what a power cut has left: no job goes on after one
         if self._file.is_file():
             self._load(vault.open_state(self._file.read_bytes(), self._parties))
-        threading.Thread(target=self._run, daemon=True).start()
+        self._worker = threading.Thread(target=self._run, daemon=True)
+        self._worker.start()
 
     @property
     def _file(self) -> Path:
@@ -122,6 +123,7 @@ class Service:
             self._work.notify_all()
         if self._builder is not None and self._builder.watch is not None:
             self._builder.watch.stop.set()
+        self._worker.join(30)  # its sandbox ends with it
         if self._gpg is not None:
             self._gpg.close()
 
