@@ -70,6 +70,11 @@ IMAGE = '"format": "casemate-image/1", "version", "arch", "created", "kernel", "
 CHAIN = '{"format": "casemate-chain/1", "proved": bool, "development": bool, "time", "problems": [error], "links": \
 [{"subject", "issuer", "serial", "fingerprint", "development", "not_before", "not_after", "signed_by", "signing_key", "how", \
 "revocation", "problems": [error]}]}'
+JOB = (
+    '{"job", "state": "waiting"|"running"|"done"|"failed", "phase", "started", "ended", "repository", "revision", "image", \
+"digest", "error": null or error}'
+)
+BUILD_KEYS = '{"format": "casemate-build-keys/1", "server", "gpg", "cosign", "manifest"}'
 PLAN = (
     '{"changes": bool, "steps": [{"machine", "act": "stop"|"make"|"grow"|"write"|"define"|"autostart"|"start"|"remove", \
 "target", "disruptive": bool, "changes": [{"what", "old", "new"}]}], "drift": {machine: [{"what", "old", "new"}]}, \
@@ -113,6 +118,15 @@ FORMS = {
     "attestation show": '{"verified": false, "version", "facts": {name: value}, "hashes": {name: sha256}, "unknown": [line]}',
     "certificate verify": CHAIN,
     "volume passphrase": '{"output" or "passphrase"}',
+    "build init": BUILD_KEYS,
+    "build start": f'{{"job"}}; with --wait {JOB}',
+    "build status": f'{{"version", "keys": null or {BUILD_KEYS}, "generation", "images": [name], "jobs": [{JOB}]}}; \
+of a JOB {JOB}',
+    "build manifest": '{"format": "casemate-secure-build/1", ...}, the statement of the manifest',
+    "build image": '{"image", "images": the part of a workload section}',
+    "build clean": '{"forgotten"}',
+    "build state export": '{"path", "generation"}',
+    "build state import": f'{{"generation", "builds", "keys": {BUILD_KEYS}}}',
     "approval sign": '{"signed": [name], "threshold", "missing"}',
     "approval verify": '{"subject", "revision", "sha256", "names": [name], "threshold"}',
     "ca init": '{"path", "log_head": sha256}',
