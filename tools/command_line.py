@@ -70,16 +70,16 @@ IMAGE = '"format": "casemate-image/1", "version", "arch", "created", "kernel", "
 CHAIN = '{"format": "casemate-chain/1", "proved": bool, "development": bool, "time", "problems": [error], "links": \
 [{"subject", "issuer", "serial", "fingerprint", "development", "not_before", "not_after", "signed_by", "signing_key", "how", \
 "revocation", "problems": [error]}]}'
+BUILD_KEYS = '{"format": "casemate-build-keys/1", "server", "gpg", "cosign", "manifest"}'
 PLAN = (
     '{"changes": bool, "steps": [{"machine", "act": "stop"|"make"|"grow"|"write"|"define"|"autostart"|"start"|"remove", \
 "target", "disruptive": bool, "changes": [{"what", "old", "new"}]}], "drift": {machine: [{"what", "old", "new"}]}, \
 "kept": [place]}'
 )
 JOB = (
-    '"job", "state": waiting|running|done|failed, "phase", "started", "ended", '
-    '"repository", "revision", "image", "digest", "error"'
+    '{"job", "state": "waiting"|"running"|"done"|"failed", "phase", "started", "ended", "repository", "revision", "image", \
+"digest", "error": null or error}'
 )
-SERVER_KEYS = '{"format": "casemate-build-keys/1", "server", "gpg", "cosign", "manifest"}'
 FORMS = {
     "doctor": '{"ok": bool, "missing": [package], "command", "findings": [{"name", "group", "ok": true|false|null, "found", \
 "package", "cure"}]}',
@@ -118,6 +118,15 @@ FORMS = {
     "attestation show": '{"verified": false, "version", "facts": {name: value}, "hashes": {name: sha256}, "unknown": [line]}',
     "certificate verify": CHAIN,
     "volume passphrase": '{"output" or "passphrase"}',
+    "build init": BUILD_KEYS,
+    "build start": f'{{"job"}}; with --wait {JOB}',
+    "build status": f'{{"version", "keys": null or {BUILD_KEYS}, "generation", "images": [name], "jobs": [{JOB}]}}; \
+of a JOB {JOB}',
+    "build manifest": '{"format": "casemate-secure-build/1", ...}, the statement of the manifest',
+    "build image": '{"image", "images": the part of a workload section}',
+    "build clean": '{"forgotten"}',
+    "build state export": '{"path", "generation"}',
+    "build state import": f'{{"generation", "builds", "keys": {BUILD_KEYS}}}',
     "approval sign": '{"signed": [name], "threshold", "missing"}',
     "approval verify": '{"subject", "revision", "sha256", "names": [name], "threshold"}',
     "ca init": '{"path", "log_head": sha256}',
@@ -139,15 +148,6 @@ FORMS = {
     '"plan", "head", "checks": [{"name", "verdict", "why"}], "keys": [key], '
     '"steps": [step], "missing": [{"role", "count", "names"}]}',
     "ceremony rehearse": "as `ceremony verify`",
-    "build init": SERVER_KEYS,
-    "build start": f'{{"job"}}; with --wait: {{{JOB}}}',
-    "build status": f'{{"version", "keys": {SERVER_KEYS} or null, "generation", "images": [name], "jobs": [job]}}; '
-    f"of a JOB {{{JOB}}}",
-    "build manifest": "the statement that was signed (`docs/secure-build.md`)",
-    "build image": '{"image", "images": part of a workload section}',
-    "build clean": '{"forgotten": count}',
-    "build state export": '{"path", "generation"}',
-    "build state import": f'{{"generation", "builds", "keys": {SERVER_KEYS}}}',
     "buildvm run": '{"path", "format": "casemate-build-result/1", "builder", "generation", "mode", "revision", "approved_by", \
 "job", "approval", "record", "after", "counter", "files", "head", "finished"}',
     "buildvm show": '{"name", "generation", "after", "threshold", "reviewers": [name]}',

@@ -64,6 +64,8 @@ NEEDS = (
     Need("podman", "podman", "tests"),
     Need("crun", "crun", "tests"),
     Need("gpg", "gnupg", "tests"),
+    Need("buildah", "buildah", "tests"),
+    Need("git", "git", "tests"),
     Need("notary", "notary", "tests"),
     Need("softhsm2-util", "softhsm2", "tests"),
     Need("pkcs11-tool", "opensc", "tests"),

@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -371,3 +372,14 @@ def test_a_manifest_holds_for_its_key_and_its_keys_only() -> None:
     for wrong in (by_another, other_keys, other_server, signed.replace(b"secure-build", b"secure-guild")):
         assert refusal(manifest.verify, wrong, KEYS) == "HPSB-MANIFEST"
     assert manifest.parse_keys(json.dumps(KEYS.document()).encode()) == KEYS
+
+
+def test_every_identifier_stands_on_the_page() -> None:
+    root = Path(__file__).parents[2]
+    source = "".join(
+        path.read_text() for path in [*(root / "src/casemate/hpsb").glob("*.py"), root / "src/casemate/cli/build.py"]
+    )
+    used = set(re.findall(r'refused\(\s*"([A-Z-]+)"', source)) | {"STOPPED", "TIME", "SIZE"}
+    assert len(used) > 30
+    page = (root / "docs/secure-build.md").read_text().partition("## Identifiers")[2]
+    assert used - set(re.findall(r"`(?:HPSB)?-([A-Z-]+)`", page)) == set()

@@ -61,21 +61,21 @@ for base in /bases/*; do
   [ "$number" = "*" ] || skopeo copy --quiet "oci:$base" "containers-storage:${store}localhost/base-$number:1" || exit 1
 done
 store="--root /work/graph --runroot /work/run --storage-driver vfs"
-buildah $store build --isolation chroot --network host --pull-never --layers=false --format oci \
+buildah $store build --isolation chroot --network host --pull-never --layers=false --format oci \\
   --tag localhost/built:1 --file /Containerfile "$@" /context && buildah $store push --quiet localhost/built:1 oci:/work/out:built
 """
 _BASE = """
-skopeo inspect --raw --authfile=/run/login/auth.json "docker://$1" || exit 1
-exec skopeo --insecure-policy copy --quiet --preserve-digests \
+skopeo inspect --raw --authfile=/run/login/auth.json "docker://$1" && \\
+  exec skopeo --insecure-policy copy --quiet --preserve-digests \\
   --src-authfile=/run/login/auth.json "docker://$1" oci:/work/image >&2
 """
 _PUSH = """
 copy() {
-  skopeo --insecure-policy --registries.d=/registries.d copy --quiet --preserve-digests \
+  skopeo --insecure-policy --registries.d=/registries.d copy --quiet --preserve-digests \\
     --dest-authfile=/run/login/auth.json "$@" >&2
 }
-copy dir:/signed "docker://$1" && copy oci:/cosign "docker://$2" || exit 1
-exec skopeo inspect --raw --authfile=/run/login/auth.json "docker://$1"
+copy dir:/signed "docker://$1" && copy oci:/cosign "docker://$2" && \\
+  exec skopeo inspect --raw --authfile=/run/login/auth.json "docker://$1"
 """
 _GIT = {
     "GIT_CONFIG_NOSYSTEM": "1",
