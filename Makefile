@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help setup system demo test quick lint bench docs clean realtools
+.PHONY: help setup system demo test quick lint bench docs clean realtools long
 
 help:
 	@echo "make demo    install what is missing, then tell the whole story, once, on this machine"
@@ -10,6 +10,7 @@ help:
 	@echo "make quick   the tests that start no machine"
 	@echo "make lint    format, lint, types"
 	@echo "make bench   measure, side by side, as ratios"
+	@echo "make long    the tests that are too long for each day: authenticated volumes, twenty volumes and thirty containers"
 	@echo "make realtools  compare with the library of the tools for IBM Z, built with cargo"
 	@echo "make docs    make the generated pages anew"
 	@echo "make clean   forget the virtual environment and what tools have cached here"
@@ -29,7 +30,11 @@ demo: system
 	@$(BIN)/casemate demo
 
 test: system lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -m "not long"
+
+long: system
+	CASEMATE_LONG=1 $(BIN)/python -m pytest -m long
+	CASEMATE_LONG=1 $(BIN)/python -m pytest tests/machine/test_away.py
 
 quick: setup
 	$(BIN)/python -m pytest -m "not machines"

@@ -415,10 +415,10 @@ def tools():
 
 
 run("mount", "-o", "remount,size=800m", "/run")
+run("modprobe", "loop")
 tools()
 Path("/run/cow").write_bytes(b"")
 os.truncate("/run/cow", 64 * MIB)
-run("modprobe", "loop")
 three()
 tampered()
 cut()

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from lab import run_in_lab, script_of
 
-pytestmark = pytest.mark.machines
+pytestmark = [pytest.mark.machines, pytest.mark.long]
 
 MIB = 1 << 20
 

@@ -5,6 +5,7 @@ The machine that goes on has a crowd: 20 volumes and 30 containers in 1 GiB. Bes
 
 from __future__ import annotations
 
+import os
 import json
 import re
 import secrets
@@ -20,7 +21,8 @@ from casemate.demo.services import LogServer, free_port
 from casemate.machine.machines import Data, Machine, Port, Specification, start, wait
 
 pytestmark = pytest.mark.machines
-VOLUMES, CONTAINERS = 20, 30
+VOLUMES, CONTAINERS = (20, 30) if os.environ.get("CASEMATE_LONG") else (3, 8)
+"""`make long` has the larger numbers: each volume costs a start two computations of its key, each container a start of the engine."""
 
 
 def until(machine: Machine, text: str, seconds: float = PATIENCE) -> None:
