@@ -14,6 +14,7 @@ import pytest
 
 from casemate.attestation import record
 from casemate.attestation.verify import Outcome, verify
+from casemate.errors import CasemateError
 from casemate.image import rebuild
 from casemate.image.build import VERSION, command_line
 from casemate.image.ca import DevelopmentCA
@@ -52,6 +53,71 @@ def test_every_file_that_differs_is_named_with_what_differs(tmp_path: Path) -> N
     assert found[3].endswith("only in the image") and found[4].endswith("only in the rebuild")
     (tmp_path / "again").mkdir()
     assert compare_archives(archives[0], archives[0], tmp_path / "again") == ()
+
+
+def pseudo(tmp_path: Path, *lines: str) -> Path:
+    """Return an archive that mksquashfs makes of a description: with entries that a file system would not bear."""
+    (tmp_path / "empty").mkdir(exist_ok=True)
+    (tmp_path / "lines").write_text("".join(f"{line}\n" for line in lines))
+    words = [
+        "mksquashfs",
+        str(tmp_path / "empty"),
+        str(tmp_path / "bad.squashfs"),
+        "-noappend",
+        "-quiet",
+        "-no-progress",
+    ]
+    subprocess.run([*words, "-pf", str(tmp_path / "lines")], check=True, stdout=subprocess.DEVNULL)
+    return tmp_path / "bad.squashfs"
+
+
+@pytest.mark.components
+@pytest.mark.parametrize("attack", ["large", "many", "deep", "break"])
+def test_an_archive_that_no_root_is_is_never_unpacked(
+    tmp_path: Path, attack: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tree = tmp_path / "tree"
+    tree.mkdir()
+    if attack == "large":  # a few kilobytes that would become five gigabytes, in files each of which is small enough
+        for number in range(5):
+            with (tree / str(number)).open("wb") as file:
+                file.truncate(1 << 30)
+    elif attack == "many":
+        monkeypatch.setattr(rebuild, "MOST_ENTRIES", 1000)
+        for number in range(1000):
+            (tree / str(number)).touch()
+    elif attack == "deep":
+        (tree / "/".join("d" * 65)).mkdir(parents=True)
+    else:
+        (tree / "a\nb").touch()
+    bad = archive(tree, tmp_path / "bad.squashfs")
+    assert bad.stat().st_size < 1 << 20
+    (tmp_path / "work").mkdir()
+    with pytest.raises(CasemateError) as caught:
+        compare_archives(bad, bad, tmp_path / "work")
+    assert caught.value.id == "IMAGE-ARCHIVE"
+    assert not any((tmp_path / "work").iterdir())
+
+
+@pytest.mark.components
+def test_devices_and_links_of_an_archive_are_named_and_not_touched(tmp_path: Path) -> None:
+    """A pipe that is opened never ends, a disk that is read is this machine's, a link out leads to its files."""
+    (tmp_path / "outside").write_text("before")
+    lines = ["disk b 600 0 0 7 0", "pipe i 600 0 0 f", f"out s 777 0 0 {tmp_path / 'outside'}", "up s 777 0 0 ../.."]
+    bad = pseudo(tmp_path, *lines)
+    good = archive(tmp_path / "empty", tmp_path / "good.squashfs")
+    (tmp_path / "work").mkdir()
+    found = compare_archives(bad, good, tmp_path / "work")
+    assert {line.split(":")[0] for line in found if "only in the image" in line} == {"disk", "pipe", "out", "up"}
+    assert (tmp_path / "outside").read_text() == "before"
+    assert {path.name for path in (tmp_path / "work").iterdir()} == {"published", "rebuilt"}
+
+
+@pytest.mark.components
+def test_what_is_no_archive_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "bad").write_bytes(b"hsqs" + bytes(4092))
+    with pytest.raises(CasemateError, match="can't read it"):
+        rebuild.require_bounded(tmp_path / "bad")
 
 
 def test_a_listing_follows_no_link(tmp_path: Path) -> None:

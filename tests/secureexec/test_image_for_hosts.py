@@ -9,7 +9,6 @@ from pathlib import Path
 
 import click
 import pytest
-from cryptography.hazmat.primitives.asymmetric import ec
 from signed import ABOVE, LISTS
 
 from casemate.cli import hostkeys

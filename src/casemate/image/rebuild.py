@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import stat
+import subprocess
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -31,6 +33,13 @@ from casemate.image.snapshot import LARGEST_LIST, Package, Policy, listed, parse
 
 LARGEST_BILL = 16 << 20
 MOST_NAMED = 1000
+MOST_ENTRIES, MOST_BYTES = 200_000, 4 << 30
+LONGEST_LINE, DEEPEST = 2048, 64
+_ENTRY = re.compile(
+    rb"[-dlbcps][-rwxsStT]{9} \d+/\d+ +(?P<size>\d{1,20})(, *\d+)? \d{4}-\d\d-\d\d \d\d:\d\d squashfs-root"
+)
+LIMITED = ("prlimit", f"--as={4 << 30}", f"--fsize={MOST_BYTES}", "--cpu=900", "--core=0")
+"""Limits for a program that reads what others made."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,13 +130,51 @@ def build_values(
 def compare_archives(published: Path, rebuilt: Path, work: Path) -> tuple[str, ...]:
     """Return what differs between the files of two root archives, a line each, 1000 at most.
 
-    The published one is hostile: it is unpacked into a directory that only root sees, and nothing of it is started.
+    The published one is hostile: what it would unpack is counted first, then it is unpacked, under limits of the system, into
+    a directory that only this user sees; nothing of it is started, opened as a device, or followed.
+    Raises :class:`~casemate.errors.CasemateError` where it is larger than any root is.
     """
     trees = []
     for name, archive in (("published", published), ("rebuilt", rebuilt)):
-        run(["unsquashfs", "-quiet", "-no-progress", "-no-xattrs", "-dest", str(work / name), str(archive)])
-        trees.append(listing(work / name))
+        require_bounded(archive)
+        (work / name).mkdir(mode=0o700)
+        tree = work / name / "tree"
+        run([*LIMITED, "unsquashfs", "-quiet", "-no-progress", "-no-xattrs", "-dest", str(tree), str(archive)])
+        trees.append(listing(tree))
     return compare(*trees)[:MOST_NAMED]
+
+
+def require_bounded(archive: Path) -> None:
+    """Raise :class:`~casemate.errors.CasemateError` where an archive would unpack to more than any root of ours has.
+
+    Its listing is read as it comes, and left at the first line too many. A name with a line break in it can add lines, and
+    fails for it, but can't take one away: the size of each file stands before its name.
+    """
+    entries, size = 0, 0
+    words = [*LIMITED, "unsquashfs", "-quiet", "-lln", str(archive)]
+    with subprocess.Popen(
+        words, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+    ) as process:
+        assert process.stdout is not None
+        try:
+            while line := process.stdout.readline(LONGEST_LINE + 1):
+                entries += 1
+                found = _ENTRY.match(line)
+                if found is None or len(line) > LONGEST_LINE or line.count(b"/") > DEEPEST:
+                    raise _archive("it has names that no root has")
+                size += int(found["size"]) if line.startswith(b"-") else 0
+                if entries > MOST_ENTRIES or size > MOST_BYTES:
+                    raise _archive(f"it would unpack to more than {MOST_ENTRIES} files, or {MOST_BYTES >> 30} GiB")
+            if process.wait():
+                raise _archive("unsquashfs can't read it")
+        finally:
+            process.kill()
+
+
+def _archive(cause: str) -> CasemateError:
+    return CasemateError(
+        f"the root archive is not unpacked: {cause}", "do not use this image", "root.squashfs", id="IMAGE-ARCHIVE"
+    )
 
 
 def compare(published: dict[str, dict[str, str]], rebuilt: dict[str, dict[str, str]]) -> tuple[str, ...]:
