@@ -5,8 +5,8 @@ The machine that goes on has a crowd: 20 volumes and 30 containers in 1 GiB. Bes
 
 from __future__ import annotations
 
-import os
 import json
+import os
 import re
 import secrets
 import time
