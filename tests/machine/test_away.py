@@ -22,7 +22,7 @@ from casemate.machine.machines import Data, Machine, Port, Specification, start,
 
 pytestmark = pytest.mark.machines
 VOLUMES, CONTAINERS = (20, 30) if os.environ.get("CASEMATE_LONG") else (3, 8)
-"""`make long` has the larger numbers: each volume costs a start two computations of its key, each container a start of the engine."""
+"""`make long` has the larger numbers: a volume costs a start two computations of its key, a container a start of the engine."""
 
 
 def until(machine: Machine, text: str, seconds: float = PATIENCE) -> None:
