@@ -23,7 +23,7 @@ from pathlib import Path
 sys.path[:0] = [str(Path(__file__).parents[1] / "tests"), str(Path(__file__).parents[1] / "tests/hpsb")]
 from build_lab import Lab, Running  # noqa: E402
 
-TARGETS, ROUNDS = {"small": 6.0, "with work to do": 1.6}, 5
+TARGETS, ROUNDS = {"small": 4.0, "with work to do": 1.6}, 5
 WORK = "RUN for n in 1 2 3 4 5 6; do head -c 40000000 /dev/zero | gzip -9 | sha256sum >> /work.txt; done\n"
 
 
