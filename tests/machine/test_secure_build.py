@@ -90,9 +90,9 @@ def test_a_server_in_a_machine_builds_signs_and_pushes(
             assert told["digest"] in run("build", "status").out.decode()
             assert run("build", "manifest", told["job"], "-o", "app.manifest").code == 0
             assert run("build", "state", "export", "-o", "build.state").code == 0
-            console = machine.console()
-            assert f"is done: {told['digest']}" in console
-            assert "w" * 24 not in console and git.password not in console
+            world.logs.wait_for(f"is done: {told['digest']}")
+            for text in (machine.console(), "\n".join(world.logs.lines())):
+                assert "w" * 24 not in text and git.password not in text and login["password"] not in text
         finally:
             machine.down(0.0)
     statement = json.loads(
