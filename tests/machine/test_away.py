@@ -21,7 +21,7 @@ from casemate.demo.services import LogServer, free_port
 from casemate.machine.machines import Data, Machine, Port, Specification, start, wait
 
 pytestmark = pytest.mark.machines
-VOLUMES, CONTAINERS = (20, 30) if os.environ.get("CASEMATE_LONG") else (3, 8)
+VOLUMES, CONTAINERS = (20, 30) if os.environ.get("CASEMATE_LONG") else (5, 8)
 """`make long` has the larger numbers: a volume costs a start two computations of its key, a container a start of the engine."""
 
 
@@ -48,7 +48,7 @@ def ended(machine: Machine, seconds: float = PATIENCE) -> str:
 
 def plug(machine: Machine, *, connected: bool) -> None:
     """Pull the cable of its network, or put it in."""
-    machine._control("set_link", name="net", up=connected)
+    machine._control({"execute": "set_link", "arguments": {"name": "net", "up": connected}})
 
 
 class Crowd:
@@ -94,9 +94,11 @@ class Crowd:
 def lonely(world: World) -> Iterator[Machine]:
     """It starts, and its cable is pulled at once; nobody waits for it yet."""
     machine = start(world.specification("t-away-network"))
-    plug(machine, connected=False)
-    yield machine
-    machine.down(0.0)
+    try:
+        plug(machine, connected=False)
+        yield machine
+    finally:
+        machine.down(0.0)
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,6 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from casemate.errors import CasemateError
@@ -76,6 +75,8 @@ def read_certificates(path: str) -> bytes:
 
 def read_header(path: str) -> Header:
     """Return the header of an encrypted image, not verified by a key. Raises :class:`CasemateError`."""
+    from pathlib import Path
+
     from casemate.secureexec import image
 
     try:
