@@ -163,7 +163,9 @@ def test_all_services_start_and_success_is_said_last(tmp_path: Path) -> None:
     with running(tmp_path, network_config=True) as run:
         ran = run.wait_for("hpl-catch-success")
     assert set(START) - {"hpl-logrouter"} <= set(ran) and "hpl-catch-failure" not in ran
-    assert [name for name in ran if name.lstrip("-") not in LATER][-1] == "hpl-catch-success" and len(ran) == len(set(ran))
+    assert [name for name in ran if name.lstrip("-") not in LATER][-1] == "hpl-catch-success" and len(ran) == len(
+        set(ran)
+    )
     order = {name: number for number, name in enumerate(ran)}
     assert order["hpl-network-config"] < order["systemd-networkd"] < order["hpl-network"]
     assert (
