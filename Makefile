@@ -10,7 +10,7 @@ help:
 	@echo "make quick   the tests that start no machine"
 	@echo "make lint    format, lint, types"
 	@echo "make bench   measure, side by side, as ratios"
-	@echo "make long    the tests that are too long for each day: authenticated volumes, twenty volumes and thirty containers"
+	@echo "make long    the tests that are too long for each day: authenticated volumes, samples, libvirt, twenty volumes and thirty containers"
 	@echo "make realtools  compare with the library of the tools for IBM Z, built with cargo"
 	@echo "make docs    make the generated pages anew"
 	@echo "make clean   forget the virtual environment and what tools have cached here"
@@ -34,7 +34,6 @@ test: system lint
 
 long: system
 	CASEMATE_LONG=1 $(BIN)/python -m pytest -m long
-	CASEMATE_LONG=1 $(BIN)/python -m pytest tests/machine/test_away.py
 
 quick: setup
 	$(BIN)/python -m pytest -m "not machines"

@@ -20,7 +20,7 @@ from casemate.demo import parties
 from casemate.demo.services import LogServer, free_port
 from casemate.machine.machines import Data, Machine, Port, Specification, start, wait
 
-pytestmark = pytest.mark.machines
+pytestmark = [pytest.mark.machines, pytest.mark.long]
 VOLUMES, CONTAINERS = (20, 30) if os.environ.get("CASEMATE_LONG") else (5, 8)
 """`make long` has the larger numbers: a volume costs a start two computations of its key, a container a start of the engine."""
 

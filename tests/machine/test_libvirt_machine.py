@@ -15,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "deploy"))
 
 from daemon import libvirtd
 
-pytestmark = pytest.mark.machines
+pytestmark = [pytest.mark.machines, pytest.mark.long]
 
 FILE = """\
 connection: qemu+unix:///session?socket={socket}

@@ -25,7 +25,7 @@ from casemate.demo.logservers import CloudLogs, SyslogServer
 from casemate.demo.pki import Authority
 from casemate.machine.machines import Machine, start, wait
 
-pytestmark = pytest.mark.machines
+pytestmark = [pytest.mark.machines, pytest.mark.long]
 MEZMO = "syslog-a.eu-gb.logging.cloud.ibm.com"
 CLOUD_LOGS = "5c2d6b69-c7f0-41bd-b69b-240695369d6e.ingress.us-south.logs.cloud.ibm.com"
 IAM = "iam.cloud.ibm.com"
