@@ -334,7 +334,7 @@ def answers(found: Held) -> dict[str, bytes]:
     plan, request = found.service.plan, found.visit.wait("request").request()
     good = json.loads(ceremonyhost.answer_request(plan, request, key("root key")))
     mallory = ec.generate_private_key(ec.SECP384R1())
-    names = ceremonyhost._Names(plan)
+    names = ceremonyhost._names(plan)
     above = forms.load_certificate(plan.root_certificate.encode())
     subject, public = "Casemate builder buildvm 1", rules.request_key(request)
 

@@ -43,7 +43,7 @@ from casemate.guest.builderwork import (
 from casemate.guest.kinds import KINDS
 from casemate.image import assemble as assembly
 from casemate.image import initrd, snapshot
-from casemate.image.build import ImageDirectory, chain_files, new_directory, parts_of
+from casemate.image.build import ImageDirectory, chain_files, new_directory, parts_of, place
 from casemate.image.root import Root, build_root, select_packages
 
 NAME = "buildvm"
@@ -165,15 +165,6 @@ def root_and_initrd(arch: str, flavor: str, cache: Path, progress: Callable[[str
     root = build_root(arch, cache, progress, selection, flavor)
     progress("initrd")
     return root, initrd.base(root, arch, cache)
-
-
-def place(source: Path, target: Path) -> None:
-    """Link where both are on one file system, copy otherwise; read-only."""
-    try:
-        target.hardlink_to(source)
-    except OSError:
-        shutil.copyfile(source, target)
-    target.chmod(0o444)
 
 
 # --- jobs -------------------------------------------------------------------------------------------------------

@@ -53,6 +53,7 @@ from typing import TYPE_CHECKING, Any
 
 from casemate import strictjson
 from casemate.approval import pae
+from casemate.build.job import Part
 from casemate.errors import CasemateError
 
 if TYPE_CHECKING:
@@ -97,14 +98,6 @@ def _error(kind: str, cause: str, cure: str = "") -> CeremonyError:
 
 
 # --- the plan ---------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class Part:
-    """A file by its SHA-256 (hex) and size in bytes."""
-
-    sha256: str
-    size: int
 
 
 @dataclass(frozen=True, slots=True)

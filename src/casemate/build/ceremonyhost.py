@@ -12,10 +12,8 @@ still be there. A secret is sealed for the session that was verified, so another
 from __future__ import annotations
 
 import datetime
-import hashlib
 import http.client
 import json
-import os
 import secrets
 import time
 from collections.abc import Callable, Sequence
@@ -24,15 +22,9 @@ from pathlib import Path
 from typing import Any
 
 from casemate.build import ceremony as rules
-from casemate.build.ceremony import (
-    FILE,
-    TOKEN,
-    Ceremony,
-    Line,
-    Part,
-    Plan,
-    Role,
-)
+from casemate.build.buildvm import measure
+from casemate.build.ceremony import FILE, TOKEN, Ceremony, Line, Plan, Role
+from casemate.build.job import Part
 from casemate.errors import CasemateError
 
 PLAN, SESSION, TRANSCRIPT, CERTIFICATE, BUILT = (
@@ -135,7 +127,7 @@ class Visit:
         directory.mkdir(parents=True, exist_ok=True)
         for name, part in rules.built_files(built).items():
             data = self._ask("GET", f"/result/{name}", min(part.size, LARGEST_FILE), timeout=PARTS_TIMEOUT)
-            if Part(hashlib.sha256(data).hexdigest(), len(data)) != part:
+            if measure(data) != part:
                 raise rules.CeremonyError(
                     "what came out is not what the transcript says", "fetch it again", name, id="CEREMONY-CONTENT"
                 )
@@ -205,7 +197,8 @@ def answer_request(plan: Plan, request: bytes, root: Any) -> bytes:
         )
     public: Any = rules.request_key(request)
     certificate = forms.sign(
-        forms.certificate(_Names(plan), asked.subject, public, above, forms.INTERMEDIATE_DAYS, path=0), root
+        forms.certificate(_names(plan), asked.subject, public, above, forms.INTERMEDIATE_DAYS, path=0),
+        root,
     )
     algorithm = forms.algorithm_for(root.public_key())
     revocation = forms.revocation_list(above, int(time.time()), (), 30).sign(root, algorithm)
@@ -214,26 +207,24 @@ def answer_request(plan: Plan, request: bytes, root: Any) -> bytes:
     return content
 
 
+@dataclass(frozen=True, slots=True)
 class _Names:
     """Whose certificates these are."""
 
-    lists_at = ""
+    name: str
+    development: bool
+    lists_at: str = ""
 
-    def __init__(self, plan: Plan) -> None:
-        self.name, self.development = plan.organization, plan.development
+
+def _names(plan: Plan) -> _Names:
+    return _Names(plan.organization, plan.development)
 
 
 def root_certificate(organization: str, root: Any, *, development: bool) -> bytes:
     """Return a certificate of a root's key, signed by itself, PEM."""
     from casemate.build import forms
 
-    @dataclass(frozen=True)
-    class Names:
-        name: str
-        development: bool
-        lists_at: str = ""
-
-    named = Names(organization, development)
+    named = _Names(organization, development)
     form = forms.certificate(named, f"{organization} root"[:64], root.public_key(), None, forms.ROOT_DAYS, path=1)
     return forms.pem(forms.sign(form, root))
 
@@ -263,7 +254,7 @@ def ready_parts(
 
     found = build(arch, "builder", cache or home.directory() / "cache", progress)
     files = {name: one if isinstance(one, bytes) else one.read_bytes() for name, one in found.files.items()}
-    parts = _parts(arch, "builder", found.release, files, _measure(found.archive), found.selection)
+    parts = _parts(arch, "builder", found.release, files, measure(found.archive), found.selection)
     assert isinstance(parts, Parts)
     return Ready(arch, found.release, files, found.archive, parts.values(), found.selection)
 
@@ -278,11 +269,6 @@ def _parts(arch: str, kind: str, release: str, files: dict[str, bytes], root: Pa
         *(arch, KINDS[kind], release, io.BytesIO(files["kernel"]), io.BytesIO(files["initrd"]), root.sha256, root.size),
         *(files["sbom.spdx.json"], files["packages.txt"], selection),
     )
-
-
-def _measure(path: Path) -> Part:
-    with path.open("rb") as file:
-        return Part(hashlib.file_digest(file, "sha256").hexdigest(), path.stat().st_size)
 
 
 def make_plan(
@@ -313,8 +299,8 @@ def make_plan(
         personas,
         roles,
         root.decode(),
-        *(revision or __version__, source_hash(), parts.arch, parts.release, _measure(parts.archive)),
-        {one: Part(hashlib.sha256(data).hexdigest(), len(data)) for one, data in parts.files.items()},
+        *(revision or __version__, source_hash(), parts.arch, parts.release, measure(parts.archive)),
+        {one: measure(data) for one, data in parts.files.items()},
         parts.values,
         parts.selection,
     )
@@ -323,8 +309,8 @@ def make_plan(
 
 def check_parts(plan: Plan, parts: Ready) -> None:
     """Refuse parts that are not the plan's. Raises :class:`~casemate.build.ceremony.CeremonyError`."""
-    found = {one: Part(hashlib.sha256(data).hexdigest(), len(data)) for one, data in parts.files.items()}
-    if (found, _measure(parts.archive), parts.values) != (plan.parts, plan.root, plan.values):
+    found = {one: measure(data) for one, data in parts.files.items()}
+    if (found, measure(parts.archive), parts.values) != (plan.parts, plan.root, plan.values):
         raise rules.CeremonyError(
             "the parts that this source makes here are not those of the plan",
             f"take the source at {plan.revision}, or make the plan anew",
@@ -342,7 +328,7 @@ def pack(plan: Plan, parts: Ready, directory: Path, host: tuple[str, bytes] | No
 
     from casemate.build import forms
     from casemate.image import assemble as assembly
-    from casemate.image.build import new_directory
+    from casemate.image.build import new_directory, place
     from casemate.machine.ultravisor import SoftwareUltravisor
     from casemate.secret import Secret
     from casemate.secureexec import hostkey
@@ -351,7 +337,13 @@ def pack(plan: Plan, parts: Ready, directory: Path, host: tuple[str, bytes] | No
     if host is None:
         host = ("development.crt", SoftwareUltravisor.load_or_create().document)
     key = rsa.generate_private_key(public_exponent=65537, key_size=4096)
-    form = forms.certificate(_Names(plan), f"Casemate ceremony {plan.name}", key.public_key(), None, IMAGE_DAYS)
+    form = forms.certificate(
+        _names(plan),
+        f"Casemate ceremony {plan.name}",
+        key.public_key(),
+        None,
+        IMAGE_DAYS,
+    )
     certificate = forms.pem(forms.sign(form, key))
     identity = assembly.Identity(
         secrets={"attestation.pem": Secret(forms.private_pem(key))},
@@ -365,19 +357,8 @@ def pack(plan: Plan, parts: Ready, directory: Path, host: tuple[str, bytes] | No
             made = assembly.assemble(out, made_of, identity, [(host[0], hostkey.load(host[1]))], created=forms.moment())
         for name, data in {**made.files, PLAN: plan.as_bytes()}.items():
             (new / name).write_bytes(data)
-        _place(parts.archive, new / assembly.ARCHIVE)
+        place(parts.archive, new / assembly.ARCHIVE)
     return certificate
-
-
-def _place(source: Path, target: Path) -> None:
-    import shutil
-
-    target.unlink(missing_ok=True)
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copyfile(source, target)
-    target.chmod(0o444)
 
 
 def start(directory: Path, port: int, name: str, progress: Callable[[str], None] = lambda step: None) -> Any:
@@ -387,6 +368,35 @@ def start(directory: Path, port: int, name: str, progress: Callable[[str], None]
 
     spec = machines.Specification(name, directory, b"", ports=[machines.Port(port, PORT)], memory_mib=2048)
     return machines.start(spec, progress=progress)
+
+
+def opened(
+    plan: Plan,
+    parts: Ready,
+    directory: Path,
+    port: int,
+    name: str,
+    progress: Callable[[str], None] = lambda step: None,
+    patience: float = 600.0,
+) -> tuple[Visit, Any]:
+    """Pack a plan's BootstrapVM into ``directory``, start it, and bring its parts; return a visit, and the machine.
+
+    Raises :class:`CasemateError`; the machine has ended then.
+    """
+    progress("packing the BootstrapVM")
+    certificate = pack(plan, parts, directory)
+    progress("starting it")
+    machine = start(directory, port, name)
+    try:
+        visit = Visit(f"127.0.0.1:{port}", plan, certificate)
+        reach(visit, machine, patience)
+        progress("bringing the parts")
+        for part, data in parts.files.items():
+            visit.bring(part, data)
+    except BaseException:
+        machine.down(0.0)
+        raise
+    return visit, machine
 
 
 def reach(visit: Visit, machine: Any, patience: float = 600.0) -> Ceremony:
@@ -412,5 +422,7 @@ def require_empty(directory: Path) -> None:
 def finish(directory: Path, parts: Ready) -> None:
     """Put the root archive beside the files of the BuildVM's image that came out: then it is an image directory."""
     from casemate.image.assemble import ARCHIVE
+    from casemate.image.build import place
 
-    _place(parts.archive, directory / ARCHIVE)
+    (directory / ARCHIVE).unlink(missing_ok=True)
+    place(parts.archive, directory / ARCHIVE)

@@ -17,7 +17,8 @@ from typing import Any
 
 from casemate.attestation.verify import Outcome
 from casemate.build import ceremony as rules
-from casemate.build.ceremony import ACTIONS, Ceremony, CeremonyError, Line, Missing, Part, Plan, Session
+from casemate.build.ceremony import ACTIONS, Ceremony, CeremonyError, Line, Missing, Plan, Session
+from casemate.build.job import Part
 
 FORMAT = "casemate-ceremony-report/1"
 COVERS = {

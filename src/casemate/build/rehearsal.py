@@ -57,17 +57,11 @@ def hold(
         plan = host.make_plan("rehearsal", organization, public, roles, certificate, parts, minutes=MINUTES)
         directory.mkdir(parents=True, exist_ok=True)
         (directory / "root.crt").write_bytes(certificate)
-        progress("packing the BootstrapVM")
-        attestation = host.pack(plan, parts, directory / "bootstrap")
-        port = free_port()
-        progress("starting it")
-        machine = host.start(directory / "bootstrap", port, f"rehearsal-{secrets.token_hex(4)}")
+        name = f"rehearsal-{secrets.token_hex(4)}"
+        visit, machine = host.opened(
+            plan, parts, directory / "bootstrap", free_port(), name, progress=progress, patience=patience
+        )
         stack.callback(machine.down, 0.0)
-        visit = host.Visit(f"127.0.0.1:{port}", plan, attestation)
-        host.reach(visit, machine, patience)
-        progress("bringing the parts")
-        for name, data in parts.files.items():
-            visit.bring(name, data)
         progress("reviewers, hosts, custodians")
         for name in PEOPLE[REVIEWERS]:
             following = ec.generate_private_key(ec.SECP384R1())

@@ -103,16 +103,8 @@ def start(directory: Path, plan_file: Path, port: int, name: str) -> None:
     made = rules.parse_plan(read_input(str(plan_file), rules.LARGEST_PLAN))
     with steps("Starting the BootstrapVM") as progress:
         parts = host.ready_parts(made.arch, progress=progress)
-        progress("packing")
-        certificate = host.pack(made, parts, directory / "bootstrap")
-        machine = host.start(directory / "bootstrap", port, name, progress)
-        progress("waiting for it")
-        visit = host.Visit(f"127.0.0.1:{port}", made, certificate)
-        host.reach(visit, machine)
-        progress("bringing the parts")
-        for part, data in parts.files.items():
-            visit.bring(part, data)
-    (directory / host.CERTIFICATE).write_bytes(certificate)
+        visit, _ = host.opened(made, parts, directory / "bootstrap", port, name, progress)
+    (directory / host.CERTIFICATE).write_bytes(visit.certificate)
     click.echo(
         f"127.0.0.1:{port} is open until {made.not_after:%H:%M} UTC; give everybody {directory / host.CERTIFICATE}"
     )
@@ -288,16 +280,11 @@ def _visit(address: str, plan_file: Path, certificate: Path) -> Visit:
 
 
 def _report(directory: Path, root: Path | None, head: str) -> Report:
-    import hashlib
-
     from casemate.build import ceremony as rules
     from casemate.build import ceremonyhost as host
     from casemate.build import ceremonyreport as reports
+    from casemate.build.buildvm import measure
     from casemate.cli.ui import read_input
-
-    def measure(path: Path) -> rules.Part:
-        with path.open("rb") as file:
-            return rules.Part(hashlib.file_digest(file, "sha256").hexdigest(), path.stat().st_size)
 
     built = directory / host.BUILT
     files = {

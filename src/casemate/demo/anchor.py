@@ -23,11 +23,9 @@ import re
 import socket
 import ssl
 import threading
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import (
@@ -39,9 +37,9 @@ from cryptography.hazmat.primitives.serialization import (
 )
 
 from casemate.contract.anchors import LARGEST, statement
-from casemate.demo.logservers import _context, _json, _Server, _serving
+from casemate.demo.https import answering, send, tls, until_interrupted
 from casemate.demo.pki import Authority, Identity
-from casemate.demo.services import _NAMES, _private, free_port
+from casemate.demo.services import NAMES, free_port, private
 
 LARGEST_BODY = 4096
 _NAME = re.compile(r"/([a-z0-9-]{1,64})")
@@ -68,14 +66,12 @@ class AnchorServer:
         clients: bytes,
         *,
         port: int | None = None,
-        names: Sequence[str] = _NAMES,
+        names: Sequence[str] = NAMES,
         address: str = "127.0.0.1",
         identity: Identity | None = None,
     ) -> Iterator[AnchorServer]:
         """Start one, with a certificate of an authority; it asks for certificates that ``clients`` (PEM) has signed."""
-        context = _context(directory, identity or authority.server(names))
-        context.verify_mode = ssl.CERT_REQUIRED
-        context.load_verify_locations(cadata=clients.decode())
+        context = tls(directory, identity or authority.server(names), clients)
         server = cls(port or free_port(), directory, authority.certificate, _signing_key(directory / "signing.pem"))
         if server._store.exists():
             server.numbers = json.loads(server._store.read_bytes())
@@ -85,23 +81,7 @@ class AnchorServer:
     @contextlib.contextmanager
     def serving(self, context: ssl.SSLContext, address: str) -> Iterator[None]:
         """Listen."""
-        service = self
-
-        class Handler(http.server.BaseHTTPRequestHandler):
-            timeout = 30
-
-            def setup(self) -> None:
-                self.request.settimeout(self.timeout)
-                self.request = context.wrap_socket(self.request, server_side=True)
-                super().setup()
-
-            def do_POST(self) -> None:
-                service._answer(self)
-
-            def log_message(self, *arguments: Any) -> None:
-                """Nothing is told on the terminal."""
-
-        with _Server((address, self.port), Handler) as server, _serving(server):
+        with answering(context, (address, self.port), self._answer):
             yield
 
     @property
@@ -139,7 +119,7 @@ class AnchorServer:
 
     def _save(self) -> None:
         new = self._store.with_suffix(".new")
-        _private(new, json.dumps(self.numbers).encode())
+        private(new, json.dumps(self.numbers).encode())
         with new.open("rb") as file:
             os.fsync(file.fileno())
         new.replace(self._store)
@@ -152,19 +132,19 @@ class AnchorServer:
     def _answer(self, request: http.server.BaseHTTPRequestHandler) -> None:
         path, length = _NAME.fullmatch(request.path), request.headers.get("Content-Length") or ""
         if self.away:
-            return _json(request, 503, {})
+            return send(request, 503, {})
         if path is None or not re.fullmatch("[0-9]{1,4}", length) or int(length) > LARGEST_BODY:
-            return _json(request, 404 if path is None else 400, {})
+            return send(request, 404 if path is None else 400, {})
         try:
             given = json.loads(request.rfile.read(int(length)))
             nonce, least = given["nonce"], given["least"]
             if not re.fullmatch("[0-9a-f]{64}", nonce) or type(least) is not int or not 0 <= least <= LARGEST:
                 raise ValueError
         except (ValueError, KeyError, TypeError, RecursionError):
-            return _json(request, 400, {})
+            return send(request, 400, {})
         text = statement(path[1], nonce, self.raised(path[1], least))
         signed = {"statement": text, "signature": self.key.sign(text)}
-        return _json(request, 200, {name: base64.b64encode(value).decode() for name, value in signed.items()})
+        return send(request, 200, {name: base64.b64encode(value).decode() for name, value in signed.items()})
 
 
 def _signing_key(path: Path) -> Ed25519PrivateKey:
@@ -174,7 +154,7 @@ def _signing_key(path: Path) -> Ed25519PrivateKey:
             raise SystemExit(f"{path} is no Ed25519 key")
         return key
     key = Ed25519PrivateKey.generate()
-    _private(path, key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
+    private(path, key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
     return key
 
 
@@ -199,12 +179,10 @@ def main() -> None:
         (given.directory / "public-key.pem").write_bytes(server.public_key)
         if not given.cert:
             entry = json.dumps({"anchor": server.entry("data", own.client("machine"), names[0])}, indent=1)
-            _private(given.directory / "anchor.yaml", entry.encode())
+            private(given.directory / "anchor.yaml", entry.encode())
             print(f"What stands in env.volumes.NAME, the client's key too, is in {given.directory / 'anchor.yaml'};")
             print("change the name at the end of url for each volume.", flush=True)
-        with contextlib.suppress(KeyboardInterrupt):
-            while True:
-                time.sleep(3600)
+        until_interrupted()
 
 
 if __name__ == "__main__":

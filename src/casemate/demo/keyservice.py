@@ -39,9 +39,10 @@ from typing import Any
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
-from casemate.demo.logservers import Answer, _context, _json, _Server, _serving
+from casemate.demo.https import answering, send, tls, until_interrupted
+from casemate.demo.logservers import Answer
 from casemate.demo.pki import Authority, Identity
-from casemate.demo.services import _NAMES, _private, free_port
+from casemate.demo.services import NAMES, free_port, private
 
 ACTIVE, SUSPENDED, DESTROYED = 1, 2, 5
 LARGEST_BODY = 64 << 10
@@ -88,13 +89,13 @@ class KeyServer:
         api_key: str,
         *,
         port: int | None = None,
-        names: Sequence[str] = _NAMES,
+        names: Sequence[str] = NAMES,
         address: str = "127.0.0.1",
         keep: bool = False,
         identity: Identity | None = None,
     ) -> Iterator[KeyServer]:
         """Start one with a certificate of an authority. ``keep``: its keys stay in the directory."""
-        context = _context(directory, identity or authority.server(names))
+        context = tls(directory, identity or authority.server(names))
         server = cls(port or free_port(), api_key, str(uuid.uuid4()), directory / "keys.json" if keep else None)
         with server.serving(context, address):
             yield server
@@ -103,25 +104,7 @@ class KeyServer:
     def serving(self, context: ssl.SSLContext, address: str) -> Iterator[None]:
         """Listen."""
         self._load()
-        service = self
-
-        class Handler(http.server.BaseHTTPRequestHandler):
-            timeout = 30
-
-            def setup(self) -> None:
-                self.request.settimeout(self.timeout)
-                self.request = context.wrap_socket(self.request, server_side=True)
-                super().setup()
-
-            def do_GET(self) -> None:
-                service._answer(self)
-
-            do_POST = do_DELETE = do_GET
-
-            def log_message(self, *arguments: Any) -> None:
-                """Nothing is told on the terminal."""
-
-        with _Server((address, self.port), Handler) as server, _serving(server):
+        with answering(context, (address, self.port), self._answer, methods=("GET", "POST", "DELETE")):
             yield
 
     # ------------------------------------------------------------------------------------------------- keys
@@ -181,7 +164,7 @@ class KeyServer:
         if self.store is not None:
             keys = {name: {"state": key.state, "versions": key.versions} for name, key in self.keys.items()}
             new = self.store.with_suffix(".new")
-            _private(new, json.dumps({"instance": self.instance, "keys": keys}).encode())
+            private(new, json.dumps({"instance": self.instance, "keys": keys}).encode())
             new.replace(self.store)
 
     # ------------------------------------------------------------------------------------------------- the interface
@@ -200,12 +183,12 @@ class KeyServer:
             else:
                 with self.lock:
                     code, value = self._keys(request, body)
-                _json(request, code, value)
+                send(request, code, value)
         except _Refusal as refusal:
             reason = {"code": refusal.code, "status": refusal.status}
-            _json(request, refusal.status, {"resources": [{"errorMsg": refusal.code, "reasons": [reason]}]})
+            send(request, refusal.status, {"resources": [{"errorMsg": refusal.code, "reasons": [reason]}]})
         except ValueError:
-            _json(request, 400, {"resources": [{"errorMsg": "BAD_BODY_ERR"}]})
+            send(request, 400, {"resources": [{"errorMsg": "BAD_BODY_ERR"}]})
 
     def _token(self, request: http.server.BaseHTTPRequestHandler, body: bytes) -> None:
         form = urllib.parse.parse_qs(body.decode())
@@ -213,11 +196,11 @@ class KeyServer:
         if form.get("grant_type") != ["urn:ibm:params:oauth:grant-type:apikey"] or not secrets.compare_digest(
             given.encode(), self.api_key.encode()
         ):
-            _json(request, 400, {"errorCode": "BXNIM0415E", "errorMessage": "Provided API key could not be found."})
+            send(request, 400, {"errorCode": "BXNIM0415E", "errorMessage": "Provided API key could not be found."})
             return
         access, now = secrets.token_urlsafe(32), time.monotonic()
         self.tokens = {token: end for token, end in self.tokens.items() if end > now} | {access: now + self.life}
-        _json(request, 200, {"access_token": access, "token_type": "Bearer", "expires_in": self.life})
+        send(request, 200, {"access_token": access, "token_type": "Bearer", "expires_in": self.life})
 
     def _keys(self, request: http.server.BaseHTTPRequestHandler, body: bytes) -> tuple[int, dict[str, Any]]:
         access = request.headers.get("Authorization", "").removeprefix("Bearer ")
@@ -324,7 +307,7 @@ def main() -> None:
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     names = given.name or [socket.gethostname(), "127.0.0.1", "localhost"]
     if not (directory / "api-key").exists():
-        _private(directory / "api-key", secrets.token_urlsafe(32).encode())
+        private(directory / "api-key", secrets.token_urlsafe(32).encode())
     authority = Authority.create("Key service authority")
     identity = Identity(given.cert.read_bytes(), given.key.read_bytes()) if given.cert else authority.server(names)
     if not given.cert:  # valid for 30 days, and made anew at each start: an address to begin with
@@ -340,9 +323,7 @@ def main() -> None:
         print(f"    apiKey: the text in {directory / 'api-key'}")
         if not given.cert:
             print(f"and in env: cacerts with base64 of {directory / 'ca.pem'}")
-        with contextlib.suppress(KeyboardInterrupt):
-            while True:
-                time.sleep(3600)
+        until_interrupted()
 
 
 if __name__ == "__main__":

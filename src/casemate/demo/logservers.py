@@ -15,7 +15,6 @@ import secrets
 import socket
 import socketserver
 import ssl
-import threading
 import time
 import urllib.parse
 from collections import deque
@@ -24,38 +23,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from casemate.demo.https import Server, answering, send, serving, tls
 from casemate.demo.pki import Authority, Identity
-from casemate.demo.services import _NAMES, ServiceError, _private, free_port
-
-
-def _context(directory: Path, identity: Identity, clients: Authority | None = None) -> ssl.SSLContext:
-    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    (directory / "server.pem").write_bytes(identity.certificate)
-    context.load_cert_chain(directory / "server.pem", _private(directory / "server.key", identity.key))
-    if clients is not None:
-        context.verify_mode = ssl.CERT_REQUIRED
-        context.load_verify_locations(cadata=clients.certificate.decode())
-    return context
-
-
-class _Server(socketserver.ThreadingTCPServer):
-    allow_reuse_address = True
-    daemon_threads = True
-    block_on_close = False
-
-    def handle_error(self, request: Any, client_address: Any) -> None:
-        """A client that goes away in the middle is nothing to tell of."""
-
-
-@contextlib.contextmanager
-def _serving(server: socketserver.BaseServer) -> Iterator[None]:
-    threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
-    try:
-        yield
-    finally:
-        server.shutdown()
-        server.server_close()
+from casemate.demo.services import NAMES, ServiceError, free_port
 
 
 @dataclass
@@ -75,13 +45,13 @@ class SyslogServer:
         directory: Path,
         authority: Authority,
         *,
-        names: Sequence[str] = _NAMES,
+        names: Sequence[str] = NAMES,
         port: int | None = None,
         clients: Authority | None = None,
         identity: Identity | None = None,
     ) -> Iterator[SyslogServer]:
         """Start one; ``clients``: who signs the certificates that it asks for, by default none."""
-        context = _context(directory, identity or authority.server(names), clients)
+        context = tls(directory, identity or authority.server(names), clients.certificate if clients else None)
         backend = cls(port or free_port())
 
         class Handler(socketserver.BaseRequestHandler):
@@ -90,7 +60,7 @@ class SyslogServer:
                     backend.open.append(secure)
                     backend._read(secure)
 
-        with _Server(("127.0.0.1", backend.port), Handler) as server, _serving(server):
+        with Server(("127.0.0.1", backend.port), Handler) as server, serving(server):
             try:
                 yield backend
             finally:
@@ -158,24 +128,12 @@ class CloudLogs:
     @classmethod
     @contextlib.contextmanager
     def running(
-        cls, directory: Path, authority: Authority, key: str, *, port: int | None = None, names: Sequence[str] = _NAMES
+        cls, directory: Path, authority: Authority, key: str, *, port: int | None = None, names: Sequence[str] = NAMES
     ) -> Iterator[CloudLogs]:
         """Start one with a certificate of an authority."""
-        context = _context(directory, authority.server(names))
+        context = tls(directory, authority.server(names))
         backend = cls(port or free_port(), key)
-
-        class Handler(http.server.BaseHTTPRequestHandler):
-            def setup(self) -> None:
-                self.request = context.wrap_socket(self.request, server_side=True)
-                super().setup()
-
-            def do_POST(self) -> None:
-                backend._answer(self)
-
-            def log_message(self, *arguments: Any) -> None:
-                """Nothing is told on the terminal."""
-
-        with _Server(("127.0.0.1", backend.port), Handler) as server, _serving(server):
+        with answering(context, ("127.0.0.1", backend.port), backend._answer, patience=None):
             yield backend
 
     def _answer(self, request: http.server.BaseHTTPRequestHandler) -> None:
@@ -186,20 +144,20 @@ class CloudLogs:
             if self.token_answer is not None:
                 self.token_answer(request)
             elif form != {"grant_type": ["urn:ibm:params:oauth:grant-type:apikey"], "apikey": [self.key]}:
-                _json(request, 400, {"errorCode": "BXNIM0415E", "errorMessage": "Provided API key could not be found."})
+                send(request, 400, {"errorCode": "BXNIM0415E", "errorMessage": "Provided API key could not be found."})
             else:
                 access = secrets.token_urlsafe(32)
                 self.tokens[access] = time.monotonic() + self.life
-                _json(request, 200, {"access_token": access, "token_type": "Bearer", "expires_in": self.life})
+                send(request, 200, {"access_token": access, "token_type": "Bearer", "expires_in": self.life})
         elif self.answers:
             self.answers.popleft()(request)
         elif request.path != "/logs/v1/singles":
-            _json(request, 404, {})
+            send(request, 404, {})
         elif self.tokens.get(request.headers.get("Authorization", "").removeprefix("Bearer "), 0) < time.monotonic():
-            _json(request, 401, {"message": "Unauthorized"})
+            send(request, 401, {"message": "Unauthorized"})
         else:
             self.entries += json.loads(body)
-            _json(request, 200, {})
+            send(request, 200, {})
 
     def wait_for(self, text: str, seconds: float = 30.0) -> dict[str, Any]:
         """Return the first entry with ``text`` in it. Raises :class:`ServiceError` where none comes in time."""
@@ -210,12 +168,3 @@ class CloudLogs:
                     return entry
             time.sleep(0.05)
         raise ServiceError(f"no entry with {text!r} arrived at the log backend")
-
-
-def _json(request: http.server.BaseHTTPRequestHandler, code: int, value: object) -> None:
-    body = json.dumps(value).encode()
-    request.send_response(code)
-    request.send_header("Content-Type", "application/json")
-    request.send_header("Content-Length", str(len(body)))
-    request.end_headers()
-    request.wfile.write(body)

@@ -29,7 +29,7 @@ from casemate.errors import CasemateError
 
 GATEWAY = "10.0.2.2"
 """Where QEMU's user network shows a guest the host's loopback address."""
-_NAMES = (GATEWAY, "127.0.0.1", "localhost")
+NAMES = (GATEWAY, "127.0.0.1", "localhost")
 _PATIENCE = 30.0
 
 
@@ -85,7 +85,8 @@ def _wait_for_port(port: int, process: subprocess.Popen[bytes], directory: Path,
     raise ServiceError(f"{name} does not start: {said[-1] if said else 'no word'}", "is something of it still running?")
 
 
-def _private(path: Path, content: bytes) -> Path:
+def private(path: Path, content: bytes) -> Path:
+    """Write a file for its owner only; return its path."""
     with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
         file.write(content)
     return path
@@ -113,14 +114,14 @@ class Registry:
         directory.mkdir(mode=0o700, parents=True)
         password = password or secrets.token_urlsafe(24)
         authority = Authority.create("Registry authority")
-        identity = authority.server(_NAMES)
+        identity = authority.server(NAMES)
         (directory / "server.crt").write_bytes(identity.certificate)
-        _private(directory / "server.key", identity.key)
+        private(directory / "server.key", identity.key)
         _need("htpasswd", "apache2-utils")
         made = subprocess.run(
             ["htpasswd", "-niB", user], input=password.encode(), capture_output=True, check=True
         )  # by standard input: an argument could be read by anyone on the host
-        _private(directory / "htpasswd", made.stdout)
+        private(directory / "htpasswd", made.stdout)
         port = free_port()
         configuration = {
             **{"version": 0.1, "log": {"level": "error", "accesslog": {"disabled": True}}},
@@ -132,7 +133,7 @@ class Registry:
             },
             "auth": {"htpasswd": {"realm": "Casemate", "path": str(directory / "htpasswd")}},
         }
-        _private(directory / "config.yml", json.dumps(configuration).encode())  # JSON is YAML
+        private(directory / "config.yml", json.dumps(configuration).encode())  # JSON is YAML
         command = ["docker-registry", "serve", str(directory / "config.yml")]
         with _process(command, directory, "docker-registry") as process:
             _wait_for_port(port, process, directory, "the registry")
@@ -145,7 +146,7 @@ class Registry:
         _need("skopeo", "skopeo")
         here = f"127.0.0.1:{self.port}"
         login = b64encode(f"{self.user}:{self.password}".encode()).decode()
-        auth = _private(self.directory / "auth.json", json.dumps({"auths": {here: {"auth": login}}}).encode())
+        auth = private(self.directory / "auth.json", json.dumps({"auths": {here: {"auth": login}}}).encode())
         trusted = self.directory / "trusted"
         trusted.mkdir(exist_ok=True)
         (trusted / "ca.crt").write_bytes(self.authority)
@@ -181,7 +182,7 @@ class LogServer:
         *,
         authority: Authority | None = None,
         port: int | None = None,
-        names: Sequence[str] = _NAMES,
+        names: Sequence[str] = NAMES,
     ) -> Iterator[LogServer]:
         """Start a backend with its state in a new directory. The first of its names is what rsyslog compares."""
         directory.mkdir(mode=0o700, parents=True)
@@ -189,7 +190,7 @@ class LogServer:
         identity = authority.server(names)
         (directory / "ca.pem").write_bytes(authority.certificate)
         (directory / "server.pem").write_bytes(identity.certificate)
-        _private(directory / "server.key", identity.key)
+        private(directory / "server.key", identity.key)
         port = port or free_port()
         lines = directory / "lines.log"
         lines.touch(0o600)

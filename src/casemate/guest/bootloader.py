@@ -36,7 +36,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from casemate.guest import kernel
 from casemate.guest.kernel import ARCHIVE_SERIAL, ROOT_SERIAL
 from casemate.guest.kinds import CASEBUILD, Kind
-from casemate.guest.report import Stop
+from casemate.guest.report import Stop, announce
 from casemate.guest.rootdisk import SMALLEST_ROOT_DISK, RootDisk, is_free
 from casemate.luks.policy import DATA_START
 
@@ -62,11 +62,6 @@ class Opened:
     plain: dict[str, bytes]
     signature: str | None
     tokens: int
-
-
-def announce(step: str) -> None:
-    """Write one line of the start to the console, as users of the original know it."""
-    print(step, flush=True)
 
 
 # ---------------------------------------------------------------------------------------------- cidata

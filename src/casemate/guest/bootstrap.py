@@ -44,6 +44,7 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 from casemate.build import ceremony as rules
 from casemate.build.ceremony import Ceremony, Line, Plan
+from casemate.build.job import Part
 from casemate.errors import CasemateError
 from casemate.guest.report import Stop, run, say
 from casemate.secret import Secret
@@ -117,7 +118,7 @@ class Bootstrap:
     def bring(self, name: str, content: bytes) -> None:
         """Take a part by its hash. Raises :class:`CeremonyError`."""
         wanted = self.plan.parts.get(name)
-        if wanted is None or wanted != rules.Part(hashlib.sha256(content).hexdigest(), len(content)):
+        if wanted is None or wanted != Part(hashlib.sha256(content).hexdigest(), len(content)):
             raise rules.CeremonyError("this is no part of the plan", "bring what it names", id="CEREMONY-CONTENT")
         with self._lock:
             self.parts[name] = content

@@ -10,7 +10,7 @@ from typing import NoReturn
 
 from casemate.guest import kernel
 from casemate.guest.kinds import KINDS
-from casemate.guest.report import Stop
+from casemate.guest.report import Stop, announce, unforeseen
 
 IMAGE = Path("/casemate/image.json")
 
@@ -29,17 +29,8 @@ def main() -> NoReturn:
     except Stop as stop:
         announce(f"# {stop.id}: {stop.detail}")
     except BaseException as error:
-        frame = error.__traceback__
-        while frame is not None and frame.tb_next is not None:
-            frame = frame.tb_next
-        place = f"{frame.tb_frame.f_code.co_name}:{frame.tb_lineno}" if frame else "?"
-        announce(f"# HPL11000E: unexpected {type(error).__name__} at {place}")
+        announce(f"# HPL11000E: {unforeseen(error)}")
     announce("# the machine stops")
     time.sleep(0.2)
     kernel.power_off()
     sys.exit(1)
-
-
-def announce(line: str) -> None:
-    """Write a line to the console."""
-    print(line, flush=True)

@@ -28,11 +28,24 @@ def say(id: str, detail: str) -> None:
     print(f"<{_LEVEL[id[-1]]}>{id}: {clean}", file=sys.stderr, flush=True)
 
 
+def announce(line: str) -> None:
+    """Write a line of the start to the console, as users of the original know it."""
+    print(line, flush=True)
+
+
+def unforeseen(error: BaseException) -> str:
+    """Tell of an error that nobody foresaw: its type and place, not its text, which might hold a value of the contract."""
+    frame = error.__traceback__
+    while frame is not None and frame.tb_next is not None:
+        frame = frame.tb_next
+    place = f" at {frame.tb_frame.f_code.co_name}:{frame.tb_lineno}" if frame else ""
+    return f"unexpected {type(error).__name__}{place}"
+
+
 def run(service: Callable[[], None], fallback: str) -> int:
     """Run a service; return its exit code: 0, or 1 after saying why.
 
-    ``fallback`` is the identifier used for what nobody foresaw: the type of the exception is said, not its
-    text, which might hold a value of the contract.
+    ``fallback`` is the identifier used for what nobody foresaw.
     """
     try:
         service()
@@ -40,10 +53,6 @@ def run(service: Callable[[], None], fallback: str) -> int:
         say(stop.id, stop.detail)
         return 1
     except Exception as error:
-        frame = error.__traceback__
-        while frame is not None and frame.tb_next is not None:
-            frame = frame.tb_next
-        place = f" at {frame.tb_frame.f_code.co_name}:{frame.tb_lineno}" if frame else ""
-        say(fallback, f"unexpected {type(error).__name__}{place}")
+        say(fallback, unforeseen(error))
         return 1
     return 0

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -313,44 +313,42 @@ def unlocked(said: str) -> str | None:
     return match[1] if match else None
 
 
-def slot_of(name: str, headers: bytes, passphrase: bytes) -> str | None:
-    """Return the key slot that a passphrase opens, without opening the volume; ``None``: none."""
-    file = HEADERS / f"{name}.new"
+def _with_headers(
+    name: str, headers: bytes, passphrase: bytes, before: Sequence[str], after: Sequence[str] = (), **env: str
+) -> str | None:
+    """Run cryptsetup on headers in a file in memory, named between these words; ``None`` for a wrong passphrase."""
+    file = HEADERS / f"{name}.open"
     state.write(file, headers)
     try:
-        return unlocked(
-            state.call(
-                *("cryptsetup", "open", "--test-passphrase", "--verbose", "--type", "luks2", "--batch-mode"),
-                *("--key-file=-", str(file)),
-                stdin=passphrase,
-            )
-        )
-    except OSError as error:
-        if "ended with 2:" in str(error):
-            return None
-        raise Stop("HPL02003E", f"volume {name} can't be opened: {error}") from None
-    finally:
-        file.unlink()
-
-
-def open_volume(name: str, found: Found, headers: bytes, passphrase: bytes) -> str | None:
-    """Map a volume with checked headers straight onto its disk; return the key slot, ``None`` for a wrong passphrase."""
-    file = HEADERS / f"{name}.open"
-    state.write(file, placed(headers, found.start))
-    try:
-        said = state.call(
-            *("cryptsetup", "open", "--verbose", "--type", "luks2", "--batch-mode", "--key-file=-"),
-            *("--perf-no_read_workqueue", "--perf-no_write_workqueue", "--header", str(file)),
-            *(found.disk.path, mapping(name)),
-            stdin=passphrase,
-            env={"DM_DISABLE_UDEV": "1"},
-        )
+        return state.call("cryptsetup", *before, str(file), *after, stdin=passphrase, env=env)
     except OSError as error:
         if "ended with 2:" in str(error):  # cryptsetup: no permission (bad passphrase)
             return None
         raise Stop("HPL02003E", f"volume {name} can't be opened: {error}") from None
     finally:
         file.unlink()
+
+
+def slot_of(name: str, headers: bytes, passphrase: bytes) -> str | None:
+    """Return the key slot that a passphrase opens, without opening the volume; ``None``: none."""
+    words = ("open", "--test-passphrase", "--verbose", "--type", "luks2", "--batch-mode", "--key-file=-")
+    said = _with_headers(name, headers, passphrase, words)
+    return None if said is None else unlocked(said)
+
+
+def open_volume(name: str, found: Found, headers: bytes, passphrase: bytes) -> str | None:
+    """Map a volume with checked headers straight onto its disk; return the key slot, ``None`` for a wrong passphrase."""
+    said = _with_headers(
+        *(name, placed(headers, found.start), passphrase),
+        (
+            *("open", "--verbose", "--type", "luks2", "--batch-mode", "--key-file=-"),
+            *("--perf-no_read_workqueue", "--perf-no_write_workqueue", "--header"),
+        ),
+        (found.disk.path, mapping(name)),
+        DM_DISABLE_UDEV="1",
+    )
+    if said is None:
+        return None
     if (slot := unlocked(said)) is None:
         raise Stop("HPL02003E", f"volume {name}: cryptsetup does not say which key slot it has opened")
     return slot
@@ -364,22 +362,12 @@ def unlock(name: str, found: Found, headers: bytes, passphrase: bytes) -> str | 
     slot = slots[0] if len(slots) == 1 else slot_of(name, headers, passphrase)
     if slot is None:
         return None
-    file, key = HEADERS / f"{name}.open", state.VOLUME_KEYS / name
-    state.write(file, headers)
+    key = state.VOLUME_KEYS / name
     state.VOLUME_KEYS.mkdir(mode=0o700, exist_ok=True)
     key.unlink(missing_ok=True)
-    try:
-        state.call(
-            *("cryptsetup", "luksDump", "--dump-volume-key", "--batch-mode", "--volume-key-file", str(key)),
-            *("--key-file=-", str(file)),
-            stdin=passphrase,
-        )
-    except OSError as error:
-        if "ended with 2:" in str(error):
-            return None
-        raise Stop("HPL02003E", f"volume {name} can't be opened: {error}") from None
-    finally:
-        file.unlink()
+    words = ("luksDump", "--dump-volume-key", "--batch-mode", "--volume-key-file", str(key), "--key-file=-")
+    if _with_headers(name, headers, passphrase, words) is None:
+        return None
     return slot
 
 

@@ -180,7 +180,7 @@ def build_image(
             named = [(name, host) for (name, _), host in zip(documents, hosts, strict=True)]
             made = assemble(out, parts, identity, named, created=now)
             digests = assembly.digests(out, parts, made.files, provenance.SUBJECTS)
-        _place(root.archive, new / "root.squashfs")
+        place(root.archive, new / "root.squashfs")
         for name, data in made.files.items():
             (new / name).write_bytes(data)
         progress("provenance")
@@ -325,7 +325,7 @@ def check_replaceable(directory: Path) -> None:
         )
 
 
-def _place(source: Path, target: Path) -> None:
+def place(source: Path, target: Path) -> None:
     """Link where both are on one file system, copy otherwise; read-only, since the cache shares it."""
     try:
         target.hardlink_to(source)

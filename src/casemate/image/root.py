@@ -45,16 +45,16 @@ BUILDER_PACKAGES = (*_EVERYWHERE, "mmdebstrap", "apt", "dpkg")
 """No container engine, no log sender: a builder machine speaks to nobody."""
 LOADERS = {"amd64": "ld-linux-x86-64.so.2", "s390x": "ld64.so.1"}
 TRIPLES = {"amd64": "x86_64-linux-gnu", "s390x": "s390x-linux-gnu"}
+KERNELS: dict[str, tuple[str, ...]] = {"amd64": ("linux-image-cloud-amd64",), "s390x": ("linux-image-s390x",)}
 ARCHITECTURE_PACKAGES: dict[str, tuple[str, ...]] = {
-    "amd64": ("linux-image-cloud-amd64", "netavark", "aardvark-dns"),
+    "amd64": (*KERNELS["amd64"], "netavark", "aardvark-dns"),
     "s390x": (
-        *("linux-image-s390x", "containernetworking-plugins", "golang-github-containernetworking-plugin-dnsname"),
+        *KERNELS["s390x"],
+        *("containernetworking-plugins", "golang-github-containernetworking-plugin-dnsname"),
     ),
 }
 NETWORKS = {"amd64": ("netavark", "netavark"), "s390x": ("cni", "../cni/bridge")}
 """What gives containers their networks: podman's name of it, and its program, seen from ``/usr/lib/podman``."""
-
-KERNELS: dict[str, tuple[str, ...]] = {"amd64": ("linux-image-cloud-amd64",), "s390x": ("linux-image-s390x",)}
 
 GUEST_PARTS = ("__init__.py", "errors.py", "secret.py", "cidata.py", "strictjson.py")
 GUEST_PACKAGES = ("contract", "attestation", "certificates", "luks", "secureexec", "guest")
