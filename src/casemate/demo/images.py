@@ -134,7 +134,7 @@ def build_server() -> Recipe:
                 "bin/busybox",
                 "usr/lib/python3.11",
                 "usr/lib/*/ossl-modules/legacy.so",
-                "usr/lib/git-core/git-remote-https",
+                "usr/lib/git-core/git-remote-http*",
                 "usr/share/containers/seccomp.json",
             ),
             *(
