@@ -70,6 +70,8 @@ def test_no_identifier_is_put_together_where_it_would_not_be_found() -> None:
     """Identifiers stand whole in the source, so that the table can be checked."""
     for path in (SOURCE / "guest").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "UNFORESEEN":
+                assert isinstance(node.value, ast.Constant) and IDENTIFIER.fullmatch(str(node.value.value))
             if isinstance(node, ast.Call) and getattr(node.func, "id", "") in ("Stop", "say", "run") and node.args:
                 first = node.args[1] if getattr(node.func, "id", "") == "run" else node.args[0]
                 if isinstance(first, ast.Constant):

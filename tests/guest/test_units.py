@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -104,9 +105,15 @@ def test_every_program_of_ours_leaves_no_core_and_speaks_to_console_and_journal(
     service = ALL[name]["Service"]
     assert service["LimitCORE"] == "0"
     assert service["StandardOutput"] == service["StandardError"] == "journal+console"
-    module = service["ExecStart"].split("casemate.guest.")[1]
-    assert importlib.util.find_spec(f"casemate.guest.{module}")
-    assert service["ExecStart"].startswith("/usr/bin/python3 -IB -m ")
+    *start, module = service["ExecStart"].split()
+    assert start == ["/usr/bin/python3", "-ISB", "/usr/lib/python3/dist-packages/casemate/guest/start.py"]
+    program = importlib.import_module(f"casemate.guest.{module}")
+    assert callable(program.service) and re.fullmatch(r"HPL\d{5}E", program.UNFORESEEN)
+
+
+@pytest.mark.parametrize("name", [name for name in ALL if "SystemCallFilter" in ALL[name]["Service"]])
+def test_a_filter_of_system_calls_knows_no_other_architecture(name: str) -> None:
+    assert ALL[name]["Service"]["SystemCallArchitectures"] == "native"
 
 
 @pytest.mark.parametrize("name", TIMERS)

@@ -32,9 +32,10 @@ from casemate.guest import state
 from casemate.guest.conversation import Refused, ask
 from casemate.guest.diskcheck import direct
 from casemate.guest.filesystems import SUPERBLOCK_PLACES, generation
-from casemate.guest.report import Stop, run, say
+from casemate.guest.report import Stop, say
 from casemate.guest.volumes import Plan, plans
 
+UNFORESEEN = "HPL07023E"
 EVERY, PATIENCE, PAUSE = 300.0, 120.0, 5.0
 """Seconds between two times that an anchor is raised; that a start waits for one; between two attempts."""
 LARGEST_ANSWER = 4096
@@ -187,7 +188,3 @@ def service() -> None:
         away = raise_all(given, volumes, away)
         if last:
             return
-
-
-if __name__ == "__main__":
-    raise SystemExit(run(service, "HPL07023E"))

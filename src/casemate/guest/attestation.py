@@ -14,10 +14,11 @@ import time
 from contextlib import suppress
 
 from casemate.guest import state, ultravisor
-from casemate.guest.report import run, say
+from casemate.guest.report import say
 from casemate.secureexec import attestation
 from casemate.secureexec.attestation import AttestationError
 
+UNFORESEEN = "HPL20002E"
 PORT = "casemate.attestation"
 SAID = state.RUN / "attestation"
 """What the bootloader left: the user data that belongs to its record."""
@@ -74,7 +75,3 @@ def service() -> None:
         with suppress(EOFError, OSError):  # nobody is there, or went away
             serve(descriptor, said)
         time.sleep(PAUSE)  # after an answer too: nobody fills the logs with requests
-
-
-if __name__ == "__main__":
-    raise SystemExit(run(service, "HPL20002E"))

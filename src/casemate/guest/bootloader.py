@@ -354,25 +354,15 @@ def destroy_keys(directory: Path) -> None:
     directory.rmdir()
 
 
-def _empty_initrd(directory: Path, device: int) -> None:
-    """Remove all files of the initrd, and so free their memory; other file systems are left alone."""
-    for entry in directory.iterdir():
-        try:
-            if not entry.is_dir() or entry.is_symlink():
-                entry.unlink()
-            elif entry.stat().st_dev == device:
-                _empty_initrd(entry, device)
-                entry.rmdir()
-        except OSError:
-            continue
-
-
 def become_root(root: str, kind: Kind) -> NoReturn:
-    """Move the kernel's file systems over, empty the initrd, and become the systemd of the root."""
+    """Move the kernel's file systems over, and become the systemd of the root.
+
+    The files of the initrd stay in memory, out of reach: 30 MiB, public, since the keys are gone. To wipe pages whose code
+    has run takes an emulator seconds, in which nothing else can happen.
+    """
     for name in ("dev", "proc", "sys", "run"):
         kernel.mount(f"/{name}", f"{root}/{name}", flags=kernel.MS_MOVE)
     os.chdir(root)
-    _empty_initrd(Path("/"), Path("/").stat().st_dev)
     kernel.mount(".", "/", flags=kernel.MS_MOVE)
     os.chroot(".")
     os.chdir("/")

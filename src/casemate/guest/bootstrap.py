@@ -46,9 +46,10 @@ from casemate.build import ceremony as rules
 from casemate.build.ceremony import Ceremony, Line, Plan
 from casemate.build.job import Part
 from casemate.errors import CasemateError
-from casemate.guest.report import Stop, run, say
+from casemate.guest.report import Stop, say
 from casemate.secret import Secret
 
+UNFORESEEN = "HPL19000E"
 PORT = 8722
 PLAN, CERTIFICATE, ATTESTATION = "plan.json", "attestation.crt", "attestation.pem"
 LARGEST_BODY = 2 * rules.LARGEST_CONTENT
@@ -464,7 +465,3 @@ def service() -> None:
     except CasemateError as error:
         raise Stop("HPL19001E", f"{error.id}: {error.cause}") from None
     bootstrap.hold("0.0.0.0", PORT)  # noqa: S104  (the one port of this machine)
-
-
-if __name__ == "__main__":
-    raise SystemExit(run(service, "HPL19000E"))

@@ -31,9 +31,10 @@ from casemate.errors import CasemateError
 from casemate.guest import builderinput, builderwork, kernel
 from casemate.guest.builderstate import Memory, State
 from casemate.guest.builderwork import ATTESTATION, INTERMEDIATE, REVIEWERS, STATE, Builder, Issuer, Out, Work
-from casemate.guest.report import Stop, run, say
+from casemate.guest.report import Stop, say
 from casemate.secret import Secret
 
+UNFORESEEN = "HPL17000E"
 RESULT_SERIAL, STATE_SERIAL = "casemate-result", "casemate-state"
 RESULT_LABEL = "caseresult"
 RESULT, RECORD, SIGNATURE, LOG = "result.json", "se-checksums.txt", "se-signature.bin", "keys.jsonl"
@@ -302,7 +303,3 @@ def service() -> None:
         )
     )
     say("HPL17011I", f"the result is on its disk: {result.mode}, number {result.counter}")
-
-
-if __name__ == "__main__":
-    raise SystemExit(run(service, "HPL17000E"))

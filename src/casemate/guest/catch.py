@@ -6,8 +6,9 @@ import re
 import subprocess
 import time
 
-from casemate.guest.report import run, say
+from casemate.guest.report import say
 
+UNFORESEEN = "HPL10000E"
 GRACE = 5.0
 """Seconds between the message and the end, for the logs to reach their backend."""
 
@@ -37,7 +38,3 @@ def service() -> None:
     say("HPL10000E", f"Service failed -> {failed()}: the machine stops in {GRACE:.0f} seconds.")
     time.sleep(GRACE)
     subprocess.run(["/usr/bin/systemctl", "--no-block", "poweroff"], check=True)  # else the unit's FailureAction
-
-
-if __name__ == "__main__":
-    raise SystemExit(run(service, "HPL10000E"))

@@ -23,9 +23,10 @@ from casemate.contract.archive import Archive, read_archive
 from casemate.contract.errors import ContractError
 from casemate.contract.workload import Health, Places, Probe, Problems, Service, Workload
 from casemate.guest import kernel, state
-from casemate.guest.report import Stop, run, say
+from casemate.guest.report import Stop, say
 from casemate.guest.supervisor import Question, Supervisor
 
+UNFORESEEN = "HPL08004E"
 PODMAN = "/usr/bin/podman"
 ARCHIVE = Path("/var/lib/casemate/workload")
 SCRATCH = Path("/var/lib/casemate/scratch")
@@ -419,7 +420,3 @@ def service() -> None:
     say("HPL10002I", f"The workload is complete: the machine stops in {GRACE:.0f} seconds.")
     time.sleep(GRACE)
     subprocess.run(["/usr/bin/systemctl", "--no-block", "poweroff"], check=True)
-
-
-if __name__ == "__main__":
-    raise SystemExit(run(service, "HPL08004E"))

@@ -10,8 +10,9 @@ import copy
 from typing import Any
 
 from casemate.guest import state
-from casemate.guest.report import Stop, run, say
+from casemate.guest.report import Stop, say
 
+UNFORESEEN = "HPL05000E"
 DECRYPTED = "/var/hyperprotect/user-data.decrypted"
 MOST_SAID = 10
 
@@ -125,7 +126,3 @@ def service() -> None:
         json.dump(shown(workload, env), file, indent=1)  # JSON is YAML, and quicker to write
     for name in ("workload", "env"):
         (state.CONTRACT / name).unlink()
-
-
-if __name__ == "__main__":
-    raise SystemExit(run(service, "HPL05000E"))

@@ -23,12 +23,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from casemate.guest import state
-from casemate.guest.report import Stop, run, say
+from casemate.guest.report import Stop, say
 from casemate.guest.volumes import HEADERS, Plan, mapping, plans
 from casemate.luks.errors import LuksError
 from casemate.luks.header import START, luks_area_size, read_header, rebuilt
 from casemate.luks.policy import CIPHER, KEY_SIZE
 
+UNFORESEEN = "HPL13010E"
 MOST, WINDOW = 3, 300.0
 STAMPS = state.RUN / "disk-checks.json"
 ROOT_HEADERS = HEADERS / "root.sha256"
@@ -237,7 +238,3 @@ def service() -> None:
     drain()
     state.write_json(STAMPS, [*stamps, time.monotonic()][-MOST:])
     check()
-
-
-if __name__ == "__main__":
-    raise SystemExit(run(service, "HPL13010E"))

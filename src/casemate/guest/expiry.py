@@ -10,8 +10,9 @@ import time
 from collections.abc import Callable
 
 from casemate.guest import state
-from casemate.guest.report import Stop, run
+from casemate.guest.report import Stop
 
+UNFORESEEN = "HPL12002E"
 HOUR, DAY = 3600.0, 86400.0
 NAP = 30.0
 """Seconds between two looks at the clock in the last hour: it may be set meanwhile."""
@@ -44,7 +45,3 @@ def service() -> None:
 
         warn(datetime.fromtimestamp(not_after, UTC), datetime.now(UTC))
     wait(not_after)
-
-
-if __name__ == "__main__":
-    raise SystemExit(run(service, "HPL12002E"))

@@ -8,8 +8,9 @@ from __future__ import annotations
 import time
 
 from casemate.guest import state
-from casemate.guest.report import Stop, run, say
+from casemate.guest.report import Stop, say
 
+UNFORESEEN = "HPL06005E"
 ENGINE: tuple[str, ...] = ("/usr/bin/podman",)
 ATTEMPTS = 3
 PATIENCE = 1500.0
@@ -51,7 +52,3 @@ def service() -> None:
     state.AUTH.unlink()  # nothing is pulled later, and workloads have no need of logins
     state.forget(state.CERTIFICATES)
     say("HPL16003I", f"{len(images)} image{'s'[: len(images) != 1]} admitted and pulled")
-
-
-if __name__ == "__main__":
-    raise SystemExit(run(service, "HPL06005E"))

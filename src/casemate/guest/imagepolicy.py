@@ -19,11 +19,12 @@ from casemate.contract.admission import Admitted, ImageKey, admit, lookups, poli
 from casemate.contract.errors import ImageError, TrustError
 from casemate.contract.images import DEFAULT_REGISTRY, Reference, workload_images
 from casemate.guest import state
-from casemate.guest.report import Stop, run, say
+from casemate.guest.report import Stop, say
 
 if TYPE_CHECKING:
     from casemate.guest.web import Server
 
+UNFORESEEN = "HPL16002E"
 POLICY = state.PUBLIC / "policy.json"
 LOOKUPS = state.PUBLIC / "registries.d/workload.yaml"
 
@@ -143,7 +144,3 @@ def service() -> None:
     state.write(POLICY, json.dumps(policy(found)), 0o644)
     state.write(LOOKUPS, json.dumps(lookups(found)), 0o644)  # JSON is YAML
     state.write_json(state.IMAGES, [{"named": each.named, "pulled": each.pulled} for each in found])
-
-
-if __name__ == "__main__":
-    raise SystemExit(run(service, "HPL16002E"))

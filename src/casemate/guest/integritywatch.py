@@ -18,8 +18,9 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 
 from casemate.guest import state
-from casemate.guest.report import Stop, run
+from casemate.guest.report import Stop
 
+UNFORESEEN = "HPL07021E"
 KMSG = "/dev/kmsg"
 LARGEST = 8192
 _RECORD = re.compile(rb"\d+,\d+,(\d+),[^;]*;[^\n]*device-mapper: crypt: (dm-\d+): INTEGRITY AEAD ERROR, sector (\d+)")
@@ -54,7 +55,3 @@ def service() -> None:
         look(records(descriptor), watched)
     finally:
         os.close(descriptor)
-
-
-if __name__ == "__main__":
-    raise SystemExit(run(service, "HPL07021E"))

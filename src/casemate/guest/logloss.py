@@ -18,8 +18,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from casemate.guest import state
-from casemate.guest.report import run, say
+from casemate.guest.report import say
 
+UNFORESEEN = "HPL01000E"
 JOURNAL = Path("/var/log/journal")
 DIRECTORY = state.RUN / "logging"
 STATISTICS, KEPT = "statistics", "loss.json"
@@ -107,7 +108,3 @@ def look(journal: Path, directory: Path, pause: Callable[[float], None] = time.s
 def service() -> None:
     """Count."""
     look(JOURNAL, DIRECTORY)
-
-
-if __name__ == "__main__":
-    raise SystemExit(run(service, "HPL01000E"))

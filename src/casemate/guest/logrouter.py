@@ -24,15 +24,15 @@ import ssl
 import subprocess
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from casemate.guest import conversation, state
 from casemate.guest.conversation import LONGEST_PAUSE, Refused, ask
-from casemate.guest.report import Stop, run, say
+from casemate.guest.report import Stop, say
 
+UNFORESEEN = "HPL01015E"
 DIRECTORY = state.RUN / "logging"
 LARGEST_LINE = 1 << 20
 """Bytes of one journal entry as JSON; what is longer is told of and left out."""
@@ -273,7 +273,7 @@ def follow(cursor: str) -> subprocess.Popen[bytes]:
 
 
 def service() -> None:
-    """Send for ever."""
+    """Send until the unit is stopped."""
     given = state.read_json(DIRECTORY / "logrouter.json")
     sender = Sender(Router(given["host"], given["port"], given["key"], str(DIRECTORY / "server.pem")))
     forward(sender.send, DIRECTORY / "cursor")
@@ -305,8 +305,3 @@ def keep(place: Path, cursor: str) -> None:
     """Write the cursor down at once or not at all."""
     state.write(place.with_suffix(".new"), cursor)
     place.with_suffix(".new").replace(place)
-
-
-if __name__ == "__main__":
-    with suppress(KeyboardInterrupt):
-        raise SystemExit(run(service, "HPL01015E"))

@@ -10,8 +10,9 @@ from typing import Any
 from casemate.contract.errors import SeedError
 from casemate.contract.passphrase import passphrase
 from casemate.guest import state
-from casemate.guest.report import Stop, run
+from casemate.guest.report import Stop
 
+UNFORESEEN = "HPL07001E"
 PARTIES = ("workload", "env")
 
 
@@ -56,7 +57,3 @@ def service() -> None:
         if earlier:
             state.write(state.PASSPHRASES / f"{name}.previous", "\n".join(earlier))
     state.SEEDS.unlink()
-
-
-if __name__ == "__main__":
-    raise SystemExit(run(service, "HPL07001E"))

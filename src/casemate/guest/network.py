@@ -11,8 +11,9 @@ import re
 import time
 from pathlib import Path
 
-from casemate.guest.report import Stop, run, say
+from casemate.guest.report import Stop, say
 
+UNFORESEEN = "HPL14001E"
 STATE = Path("/run/systemd/netif/state")
 RESOLVER = Path("/run/casemate-public/resolv.conf")
 PATIENCE = 60.0
@@ -76,7 +77,3 @@ def service() -> None:
     RESOLVER.parent.mkdir(mode=0o755, exist_ok=True)
     RESOLVER.write_text(configuration)
     say("HPL14000I", "Network connectivity check completed successfully.")
-
-
-if __name__ == "__main__":
-    raise SystemExit(run(service, "HPL14001E"))

@@ -10,8 +10,9 @@ from pathlib import Path
 from casemate.contract.errors import DocumentError
 from casemate.contract.network import networkd_files
 from casemate.guest import state
-from casemate.guest.report import Stop, run, say
+from casemate.guest.report import Stop, say
 
+UNFORESEEN = "HPL14003E"
 GIVEN = state.RUN / "network-config"
 NETWORKD = Path("/run/systemd/network")
 
@@ -26,7 +27,3 @@ def service() -> None:
         state.write(NETWORKD / name, content, 0o644)
     GIVEN.unlink()
     say("HPL13004I", f"Network configured by network-config: {len(files) - 1} interface(s)")
-
-
-if __name__ == "__main__":
-    raise SystemExit(run(service, "HPL14003E"))

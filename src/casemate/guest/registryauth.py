@@ -12,8 +12,9 @@ import json
 from typing import Any
 
 from casemate.guest import state
-from casemate.guest.report import Stop, run
+from casemate.guest.report import Stop
 
+UNFORESEEN = "HPL09000E"
 DEFAULT_KEYS = ("https://index.docker.io/v1/", "index.docker.io", "docker.io")
 
 
@@ -56,7 +57,3 @@ def service() -> None:
     state.CERTIFICATES.mkdir(mode=0o700, exist_ok=True)
     for name, pem in certificates(env).items():
         state.write(state.CERTIFICATES / name, pem)
-
-
-if __name__ == "__main__":
-    raise SystemExit(run(service, "HPL09000E"))

@@ -12,7 +12,9 @@ from casemate.contract.errors import KeyFileError, SignatureError
 from casemate.contract.keys import WARN_DAYS
 from casemate.contract.signature import SigningKey, read_signing_key, trusted, verify
 from casemate.guest import state
-from casemate.guest.report import Stop, run, say
+from casemate.guest.report import Stop, say
+
+UNFORESEEN = "HPL12002E"
 
 
 def check_time(key: SigningKey, now: datetime.datetime) -> None:
@@ -68,7 +70,3 @@ def _by(key: SigningKey) -> str:
         return ""
     issuer = "whose issuer was checked" if key.authority else "whose issuer was not given, and is not checked"
     return f", by a certificate {issuer}; the contract expires on {key.not_after:%Y-%m-%d}"
-
-
-if __name__ == "__main__":
-    raise SystemExit(run(service, "HPL12002E"))

@@ -21,10 +21,12 @@ from contextlib import suppress
 
 from casemate.guest import kernel, state
 from casemate.guest.filesystems import MIB, grow_command, make_command, read_when_made
-from casemate.guest.report import Stop, run, say
+from casemate.guest.report import Stop, say
 from casemate.guest.volumes import BEING_MADE, HEADERS, Plan, plans, read
 from casemate.luks.header import in_order
 from casemate.luks.policy import DATA_START, METADATA_SIZE, METADATA_START
+
+UNFORESEEN = "HPL02120E"
 
 
 def write(device: str, offset: int, content: bytes) -> None:
@@ -186,7 +188,3 @@ def service() -> None:
         state.VOLUME_KEYS.rmdir()
     if volumes:
         say("HPL07003I", f"Mounting volumes done: {', '.join(plan.name for plan in volumes)}.")
-
-
-if __name__ == "__main__":
-    raise SystemExit(run(service, "HPL02120E"))

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING
 from casemate.guest import kernel, state
 from casemate.guest.filesystems import LEAST, MIB, SUPERBLOCKS, filesystem_size, worth_growing
 from casemate.guest.kernel import ARCHIVE_SERIAL
-from casemate.guest.report import Stop, run, say
+from casemate.guest.report import Stop, say
 from casemate.luks.errors import LuksError
 from casemate.luks.header import START, is_luks, luks_area_size, placed, read_header, with_only
 from casemate.luks.integrity import room
@@ -46,6 +46,7 @@ from casemate.luks.policy import (
 if TYPE_CHECKING:
     from casemate.guest.thirdseed import ThirdSeeds
 
+UNFORESEEN = "HPL02120E"
 WORKLOAD_LABEL = "casemate-workload"
 """Label of the headers of a volume that a workload has made itself (:mod:`casemate.guest.workloaddisk`)."""
 SMALLEST = 256 * MIB
@@ -545,7 +546,3 @@ def _new(name: str, volume: dict[str, str], found: Found) -> Plan:
         raise Stop("HPL02003E", f"volume {name} can't be opened right after it was made")
     _keep(name, headers)
     return plan
-
-
-if __name__ == "__main__":
-    raise SystemExit(run(service, "HPL02120E"))

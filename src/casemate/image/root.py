@@ -38,7 +38,7 @@ PACKAGES = (
     *_EVERYWHERE,
     *("xfsprogs", "btrfs-progs", "fdisk"),
     *("podman", "crun", "conmon", "catatonit", "iptables", "ca-certificates"),
-    *("rsyslog", "rsyslog-gnutls"),
+    *("rsyslog", "rsyslog-openssl"),
     "python3-jsonschema",
 )
 BUILDER_PACKAGES = (*_EVERYWHERE, "mmdebstrap", "apt", "dpkg")
@@ -66,7 +66,9 @@ BUILDER_PARTS = (
     "build/ceremony.py",
 )
 BUILDER_PACKAGES_OF_OURS = ("contract", "attestation", "certificates", "luks", "secureexec")
-BUILDER_MODULES = (*("__init__", "init", "bootloader", "catch", "kernel", "kinds", "report", "rootdisk", "ultravisor"),)
+BUILDER_MODULES = (
+    *("__init__", "init", "bootloader", "catch", "kernel", "kinds", "report", "rootdisk", "start", "ultravisor"),
+)
 """Modules of the guest that both have: how a machine starts, and how it says that it stops."""
 BUILDER_FILES = ("etc/systemd/", "etc/sysctl.d/", "etc/tmpfiles.d/", "etc/casemate/seal.conf", "usr/lib/systemd/")
 
