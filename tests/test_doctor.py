@@ -43,7 +43,7 @@ def test_what_is_there_is_not_asked_for(bare: Path) -> None:
 
 def test_only_the_asked_groups_are_looked_at(bare: Path) -> None:
     assert {row.group for row in doctor.examine(["image"])} == {"", "image"}
-    assert {row.group for row in doctor.examine()} == {"", *doctor.GROUPS}
+    assert {row.group for row in doctor.examine()} == {"", *doctor.USUAL}
 
 
 def test_every_need_belongs_to_a_group_and_a_daemon_to_a_need() -> None:

@@ -219,10 +219,14 @@ def _belongs(path: Path, builder: bool) -> bool:
     return own or (len(path.parts) == 2 and path.stem in BUILDER_MODULES)
 
 
+def tree_path(arch: str, cache: Path, packages: str, flavor: str = "layer") -> Path:
+    """Return where the tree of a list of packages lies, or would lie."""
+    return cache / f"tree-{arch}-{cache_key(RECIPE, arch, packages_of(arch, flavor), packages)}"
+
+
 def build_tree(arch: str, cache: Path, selection: Selection, flavor: str = "layer") -> Path:
     """Return the tree of the selected packages, made where the cache has none."""
-    wanted = packages_of(arch, flavor)
-    tree = cache / f"tree-{arch}-{cache_key(RECIPE, arch, wanted, selection.text)}"
+    wanted, tree = packages_of(arch, flavor), tree_path(arch, cache, selection.text, flavor)
     if tree.is_dir():
         return tree
     with tempfile.TemporaryDirectory(prefix="new-", dir=cache) as work:
@@ -242,7 +246,8 @@ def build_tree(arch: str, cache: Path, selection: Selection, flavor: str = "laye
                 f"--include={','.join(wanted)}",
                 # Every package there was compared with its hash in the list; apt compares once more.
                 *("", str(new), f"deb [trusted=yes] copy:{debs} ./"),
-            ]
+            ],
+            INITRD="No",  # the kernel's package would have Debian's initrd made: minutes where another processor is emulated
         )
         new.rename(tree)
     return tree
