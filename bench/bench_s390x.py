@@ -4,8 +4,9 @@
     python bench/bench_s390x.py --whole  # the root for s390x is made from nothing too, which takes minutes
 
 Without ``--whole`` nothing is measured where the cache has no root for s390x.
-Both machines are emulated (where KVM works, amd64 is not), have two processors, 1 GiB of memory, one data volume, and start the
-same container of the same registry. Times are the host's, from the start of QEMU to a line on the console.
+Both machines are emulated (where KVM works, amd64 is not, and the ratio has no target), have two processors, 1 GiB of
+memory, one data volume, and start the same container of the same registry. Times are the host's, from the start of QEMU
+to a line on the console.
 """
 
 from __future__ import annotations
@@ -21,10 +22,10 @@ from casemate.demo.story import image_directory
 from casemate.image.build import build_image, is_current
 from casemate.image.root import build_tree, select_packages, tree_path
 from casemate.image.snapshot import format_list, listed
-from casemate.machine import home
+from casemate.machine import home, qemu
 from casemate.machine.machines import Data, Specification, start
 
-PATIENCE, TARGET, KEYS_TARGET = 400.0, 4.0, 20.0
+PATIENCE, TARGET, KEYS_TARGET = 400.0, 2.0, 20.0
 STAGES = {
     "kernel and drivers": "# create new root partition",
     "bootloader": "HPL11099I",
@@ -106,9 +107,10 @@ def main() -> int:
         print(f"# {stage:20} {times['amd64'][stage]:7.1f} s {times['s390x'][stage]:7.1f} s")
     last = list(STAGES)[-1]
     ratio = times["s390x"][last] / times["amd64"][last]
-    print(f"start s390x/amd64: ratio {ratio:.2f} (target ≤ {TARGET})")
+    target = None if qemu.kvm_works() else TARGET
+    print(f"start s390x/amd64: ratio {ratio:.2f} " + (f"(target ≤ {target})" if target else "(amd64 by KVM)"))
     print(f"s390x image, new keys: {keys:.1f} s (target ≤ {KEYS_TARGET:.0f} s)")
-    return int(ratio > TARGET or keys > KEYS_TARGET)
+    return int((target is not None and ratio > target) or keys > KEYS_TARGET)
 
 
 if __name__ == "__main__":

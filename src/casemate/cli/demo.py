@@ -24,7 +24,7 @@ import click
     type=click.Choice(["amd64", "s390x"]),
     default="amd64",
     show_default=True,
-    help="The processor of the machines: s390x is emulated, and takes about eight minutes.",
+    help="The processor of the machines: s390x is emulated, and takes about five minutes.",
 )
 def demo(keep: Path | None, port: int | None, arch: str) -> None:
     """Tell the whole story, once, on this machine, with real parts: a contract of two parties, an encrypted machine, a record.
