@@ -115,7 +115,7 @@ def examine(groups: Iterable[str] = USUAL) -> list[Finding]:
         place = _find(need.program)
         found = versions.get(need.package, place) if place else "missing"
         findings.append(Finding(need.program.rpartition("/")[2], need.group, bool(place), found, need.package))
-    return [*findings, *([_foreign()] if "s390x" in chosen else [])]
+    return [*findings, *([programs_of_s390x()] if "s390x" in chosen else [])]
 
 
 def missing(findings: Iterable[Finding]) -> list[str]:
@@ -254,8 +254,8 @@ def _size(free: int, wanted: int) -> str:
     return f"{free / (1 << 30):.1f} GiB free, {wanted / (1 << 30):.1f} needed"
 
 
-def _foreign() -> Finding:
-    """Whether programs of IBM Z run here: packages' own scripts do while a root is built."""
+def programs_of_s390x() -> Finding:
+    """Say whether programs of IBM Z run here: packages' own scripts do while a root is built."""
     name = "programs of s390x"
     if platform.machine() == "s390x":
         return Finding(name, "s390x", True, "this machine's own")

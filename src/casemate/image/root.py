@@ -224,11 +224,23 @@ def tree_path(arch: str, cache: Path, packages: str, flavor: str = "layer") -> P
     return cache / f"tree-{arch}-{cache_key(RECIPE, arch, packages_of(arch, flavor), packages)}"
 
 
+def require_programs(arch: str) -> None:
+    """Raise :class:`BuildError` where programs of an architecture don't run here, which steps of a build are done by."""
+    from casemate import doctor
+
+    if arch == "s390x" and (finding := doctor.programs_of_s390x()).ok is False:
+        cure = finding.cure or f"casemate doctor --install --for {arch}"
+        raise BuildError(
+            f"programs of {arch} don't run on this machine, and its packages bring some: {finding.found}", cure
+        )
+
+
 def build_tree(arch: str, cache: Path, selection: Selection, flavor: str = "layer") -> Path:
     """Return the tree of the selected packages, made where the cache has none."""
     wanted, tree = packages_of(arch, flavor), tree_path(arch, cache, selection.text, flavor)
     if tree.is_dir():
         return tree
+    require_programs(arch)
     with tempfile.TemporaryDirectory(prefix="new-", dir=cache) as work:
         new, debs = Path(work) / "root", Path(work) / "debs"
         debs.mkdir()
@@ -273,6 +285,7 @@ def build_root(
     archive = cache / f"root-{named}-{key}.squashfs"
     if not archive.is_file():
         progress("root archive")
+        require_programs(arch)
         with tempfile.TemporaryDirectory(prefix="new-", dir=cache) as work, _umask(0o022):
             _make_archive(arch, tree, release, ours, Path(work), archive, ROOTS[flavor])
     with archive.open("rb") as file:
