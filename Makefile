@@ -11,7 +11,7 @@ help:
 	@echo "make lint    format, lint, types"
 	@echo "make bench   measure, side by side, as ratios"
 	@echo "make long    the tests that are too long for each day: authenticated volumes, samples, libvirt, twenty volumes and thirty containers"
-	@echo "make test-s390x  build an image for IBM Z (ten minutes, then cached), start machines of it under emulation"
+	@echo "make test-s390x  build an image for IBM Z (some minutes, then cached), start machines of it under emulation"
 	@echo "make realtools  compare with the library of the tools for IBM Z, built with cargo"
 	@echo "make docs    make the generated pages anew"
 	@echo "make clean   forget the virtual environment and what tools have cached here"

@@ -31,7 +31,7 @@ pytestmark = [
     pytest.mark.long,
     pytest.mark.skipif(
         not TREE.is_dir() and "CASEMATE_S390X" not in os.environ,
-        reason="the cache has no root for s390x: make test-s390x builds it, in about ten minutes",
+        reason="the cache has no root for s390x: make test-s390x builds it, in four minutes or more",
     ),
     pytest.mark.skipif(shutil.which("qemu-system-s390x") is None, reason="QEMU for s390x is not installed"),
 ]

@@ -265,7 +265,7 @@ def _layer(tree: Path, recipe: Recipe) -> bytes:
     return out.getvalue()
 
 
-def _write_layout(directory: Path, layer: bytes, recipe: Recipe, arch: str) -> None:
+def _write_layout(directory: Path, layer: bytes, recipe: Recipe, arch: str = "amd64") -> None:
     blobs = directory / "blobs/sha256"
     blobs.mkdir(parents=True)
 
