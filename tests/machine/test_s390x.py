@@ -16,15 +16,28 @@ from pathlib import Path
 import pytest
 from surroundings import attempt
 
-from casemate.demo import parties
+from casemate.demo import images, parties
+from casemate.demo.services import LogServer, Registry
 from casemate.demo.story import image_directory
 from casemate.image.build import build_image, is_current
 from casemate.image.root import tree_path
 from casemate.image.snapshot import format_list, listed
 from casemate.machine import home
-from casemate.machine.machines import Specification
+from casemate.machine.machines import Data, Specification, up
+from casemate.machine.ultravisor import SoftwareUltravisor
+from casemate.secureexec import attestation, disk, hostkey
 
 ARCH = "s390x"
+COMPOSE = """\
+services:
+  web:
+    image: IMAGE
+    command: [sh, -c, "mkdir /tmp/w; echo a word of web > /tmp/w/index.html; exec httpd -f -p 8080 -h /tmp/w"]
+  app:
+    image: IMAGE
+    depends_on: [web]
+    command: [sh, -c, "wget -q -O - http://web:8080/; sleep 1000000"]
+"""
 TREE = tree_path(ARCH, home.directory() / "cache", format_list(listed(ARCH)[0]))
 pytestmark = [
     pytest.mark.machines,
@@ -59,6 +72,45 @@ def test_an_archive_that_was_changed_is_refused_on_ibm_z(image: Path, tmp_path: 
     )
     assert not outcome.ready
     assert outcome.reason.startswith("HPL11006E"), outcome.console
+
+
+def test_services_find_each_other_the_boot_disk_is_left_alone_and_the_ultravisor_answers(
+    image: Path, tmp_path: Path
+) -> None:
+    boot, certificate = tmp_path / "boot.disk", (image / "encryption.crt").read_bytes()
+    with (image / "casemate.img").open("rb") as source, boot.open("wb") as target:
+        disk.write(source, target, (image / "casemate.img").stat().st_size)
+    with Registry.running(tmp_path / "registry") as registry, LogServer.running(tmp_path / "logs") as logs:
+        container = f"{registry.host}/busybox@{registry.push(images.build(images.BUSYBOX, arch=ARCH), 'busybox')}"
+        key = parties.new_key(2048)
+        workload = parties.workload_section(
+            COMPOSE.replace("IMAGE", container), registry=registry, seed=parties.new_seed()
+        )
+        env = parties.env_section(logs, registry=registry, seed=parties.new_seed(), signing_key=parties.public_pem(key))
+        contract = parties.contract_of(
+            *(parties.seal(section, certificate) for section in (workload, env)), signing_key=key
+        )
+        machine = up(
+            Specification(
+                *("z-services", image, contract),
+                **{"data": (Data(tmp_path / "data.img", 512 << 20),), "memory_mib": 1024, "root_size": 4 << 30},
+                more=(
+                    *("-drive", f"if=none,id=boot,format=raw,readonly=on,file={boot}"),
+                    *("-device", "virtio-blk-ccw,drive=boot"),
+                ),
+            )
+        )
+        try:
+            assert "container/app" in logs.wait_for("a word of web")
+            assert "HPL02001I: Volume data has been made" in machine.console()
+            host = hostkey.load(SoftwareUltravisor.load_or_create().document)
+            request, protection_key = attestation.create([host])
+            answer = machine.attest(attestation.pack_request(request))
+        finally:
+            machine.down()
+    with SoftwareUltravisor.load_or_create().open(image / "casemate.img") as opened:
+        found = attestation.verify(attestation.unpack(answer), protection_key, opened.header)
+    assert found.tag.hex() == json.loads((image / "image.json").read_text())["tag"]
 
 
 def test_the_demo_holds_on_ibm_z(image: Path, tmp_path: Path) -> None:
