@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help setup system demo test quick lint bench docs clean realtools long
+.PHONY: help setup system demo test quick lint bench docs clean realtools long test-s390x
 
 help:
 	@echo "make demo    install what is missing, then tell the whole story, once, on this machine"
@@ -11,6 +11,7 @@ help:
 	@echo "make lint    format, lint, types"
 	@echo "make bench   measure, side by side, as ratios"
 	@echo "make long    the tests that are too long for each day: authenticated volumes, samples, libvirt, twenty volumes and thirty containers"
+	@echo "make test-s390x  build an image for IBM Z (some minutes, then cached), start machines of it under emulation"
 	@echo "make realtools  compare with the library of the tools for IBM Z, built with cargo"
 	@echo "make docs    make the generated pages anew"
 	@echo "make clean   forget the virtual environment and what tools have cached here"
@@ -34,6 +35,10 @@ test: system lint
 
 long: system
 	CASEMATE_LONG=1 $(BIN)/python -m pytest -m long
+
+test-s390x: system
+	@$(BIN)/casemate doctor --install --for s390x
+	CASEMATE_S390X=1 $(BIN)/python -m pytest tests/machine/test_s390x.py
 
 quick: setup
 	$(BIN)/python -m pytest -m "not machines"

@@ -43,7 +43,14 @@ def test_what_is_there_is_not_asked_for(bare: Path) -> None:
 
 def test_only_the_asked_groups_are_looked_at(bare: Path) -> None:
     assert {row.group for row in doctor.examine(["image"])} == {"", "image"}
-    assert {row.group for row in doctor.examine()} == {"", *doctor.GROUPS}
+    assert {row.group for row in doctor.examine()} == {"", *doctor.USUAL}
+
+
+def test_programs_of_ibm_z_need_an_emulator_on_any_other_machine(bare: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("platform.machine", lambda: "x86_64")
+    assert doctor.missing(doctor.examine(["s390x"])) == ["qemu-system-misc", "qemu-user-static"]
+    monkeypatch.setattr("platform.machine", lambda: "s390x")
+    assert doctor.missing(doctor.examine(["s390x"])) == ["qemu-system-misc"]
 
 
 def test_every_need_belongs_to_a_group_and_a_daemon_to_a_need() -> None:

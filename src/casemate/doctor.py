@@ -23,7 +23,10 @@ GROUPS = {
     "machine": "start machines",
     "demo": "see the demo",
     "tests": "run the tests",
+    "s390x": "build images for IBM Z on another processor, and start machines of them",
 }
+USUAL = ("image", "machine", "demo", "tests")
+"""The groups that are looked at where nobody names any."""
 DISK, MEMORY = 4 << 30, 1536 << 20
 """Bytes: the cache of packages, an image and the disks of the demo; a machine of 1 GiB and what watches it."""
 PYTHON = (3, 11)
@@ -62,6 +65,7 @@ NEEDS = (
     Need("logger", "bsdutils", "tests"),
     Need("s390x-linux-gnu-as", "binutils-s390x-linux-gnu", "tests"),
     Need("qemu-system-s390x", "qemu-system-misc", "tests"),
+    Need("qemu-system-s390x", "qemu-system-misc", "s390x"),
     Need("podman", "podman", "tests"),
     Need("crun", "crun", "tests"),
     Need("gpg", "gnupg", "tests"),
@@ -101,7 +105,7 @@ class DoctorError(CasemateError):
     id = "DOCTOR"
 
 
-def examine(groups: Iterable[str] = tuple(GROUPS)) -> list[Finding]:
+def examine(groups: Iterable[str] = USUAL) -> list[Finding]:
     """Look at this machine; return a finding for each need of the groups, in their order, and for the machine itself."""
     chosen = set(groups)
     needs = [need for need in NEEDS if need.group in chosen]
@@ -112,7 +116,7 @@ def examine(groups: Iterable[str] = tuple(GROUPS)) -> list[Finding]:
         place = _find(need.program)
         found = versions.get(need.package, place) if place else "missing"
         findings.append(Finding(need.program.rpartition("/")[2], need.group, bool(place), found, need.package))
-    return findings
+    return [*findings, *([programs_of_s390x()] if "s390x" in chosen else [])]
 
 
 def missing(findings: Iterable[Finding]) -> list[str]:
@@ -249,6 +253,21 @@ def _memory() -> Finding:
 
 def _size(free: int, wanted: int) -> str:
     return f"{free / (1 << 30):.1f} GiB free, {wanted / (1 << 30):.1f} needed"
+
+
+def programs_of_s390x() -> Finding:
+    """Say whether programs of IBM Z run here: packages' own scripts do while a root is built."""
+    name = "programs of s390x"
+    if platform.machine() == "s390x":
+        return Finding(name, "s390x", True, "this machine's own")
+    if not _find("qemu-s390x-static"):
+        return Finding(name, "s390x", False, "missing", "qemu-user-static")
+    if Path("/proc/sys/fs/binfmt_misc/qemu-s390x").exists():
+        return Finding(name, "s390x", True, "run by emulation")
+    where = "/proc/sys/fs/binfmt_misc"
+    by_hand = f"mount -t binfmt_misc none {where}; cat /usr/lib/binfmt.d/qemu-s390x.conf > {where}/register"
+    cure = f"systemctl restart systemd-binfmt, or where there is no systemd: {by_hand}"
+    return Finding(name, "s390x", False, "the kernel does not know their emulator", cure=cure)
 
 
 def _kvm() -> Finding:

@@ -28,6 +28,8 @@ from casemate.guest.report import Stop
 from casemate.guest.volumes import BEING_MADE, SMALLEST, examine, places, unlocked
 from casemate.luks.header import in_order, with_only
 from casemate.luks.policy import DATA_START, METADATA_START, OURS, format_arguments
+from casemate.secureexec.disk import boot_map
+from casemate.secureexec.image import STAGE3A
 
 SIZE = SMALLEST + 64 * MIB
 
@@ -255,6 +257,16 @@ def test_a_late_disk_is_waited_for_and_its_absence_is_told(
     with pytest.raises(Stop) as stop:
         volumes.wait_for_disks(2)
     assert stop.value.id == "HPL02122E"
+
+
+def test_the_disk_that_firmware_started_from_is_no_data_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    there = next(path.name for path in Path("/sys/block").iterdir() if not any((path / "holders").iterdir()))
+    found = Disk(there, "", SIZE)
+    monkeypatch.setattr("casemate.guest.kernel.disks", lambda: iter([found]))
+    monkeypatch.setattr(volumes, "read", lambda path, start, size: boot_map(STAGE3A + MIB))
+    assert list(volumes.data_disks()) == []
+    monkeypatch.setattr(volumes, "read", lambda path, start, size: b"\0" + boot_map(STAGE3A + MIB))
+    assert list(volumes.data_disks()) == [found]
 
 
 def test_the_wait_is_a_quarter_of_an_hour_and_the_unit_allows_it() -> None:

@@ -160,6 +160,18 @@ def test_the_initrd_follows_the_same_source(
     assert fake_tree.count("initrd") == 2
 
 
+def test_a_root_for_ibm_z_is_not_begun_where_its_programs_do_not_run(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("platform.machine", lambda: "x86_64")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr("casemate.doctor._PATHS", ())
+    with pytest.raises(root.BuildError) as error:
+        root.build_tree("s390x", tmp_path, Selection((), ""))
+    assert "casemate doctor --install --for s390x" in error.value.diagnostics()
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_key_names_all_of_its_parts() -> None:
     keys = [cache_key(), cache_key(""), cache_key("a", "b"), cache_key("ab"), cache_key("a,b"), cache_key(["a", "b"])]
     assert len(set(keys)) == len(keys) and all(re.fullmatch("[0-9a-f]{16}", key) for key in keys)

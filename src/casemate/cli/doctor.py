@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     "--for",
     "groups",
     multiple=True,
-    type=click.Choice(["image", "machine", "demo", "tests"]),
-    help="Look only at what this needs; the demo needs image and machine too. Default: all.",
+    type=click.Choice(["image", "machine", "demo", "tests", "s390x"]),
+    help="Look only at what this needs; the demo, for one, needs image and machine too. Default: all but s390x.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the findings as JSON.")
 def doctor(install: bool, groups: tuple[str, ...], as_json: bool) -> int:
@@ -34,8 +34,8 @@ def doctor(install: bool, groups: tuple[str, ...], as_json: bool) -> int:
     """
     from casemate import doctor as rules
 
-    chosen = list(dict.fromkeys([*groups, *(("image", "machine") if {"demo", "tests"} & set(groups) else ())]))
-    chosen = [group for group in rules.GROUPS if group in chosen] or list(rules.GROUPS)
+    chosen = list(dict.fromkeys([*groups, *(("image", "machine") if {"demo", "tests", "s390x"} & set(groups) else ())]))
+    chosen = [group for group in rules.GROUPS if group in chosen] or list(rules.USUAL)
     findings = rules.examine(chosen)
     packages = rules.missing(findings)
     if install and packages:

@@ -81,7 +81,9 @@ def machine() -> None:
     "--root-size", type=_size, metavar="SIZE", default="8G", show_default=True, help="The root disk, made anew; sparse."
 )
 @click.option(
-    "--timeout", type=click.IntRange(1), default=300, show_default=True, help="Seconds that a start may take."
+    "--timeout",
+    type=click.IntRange(1),
+    help="Seconds that a start may take. Default: 300; 600 where IBM Z is emulated.",
 )
 @_JSON
 def up(
@@ -94,7 +96,7 @@ def up(
     memory: int,
     cpus: int,
     root_size: int,
-    timeout: int,
+    timeout: int | None,
     as_json: bool,
 ) -> None:
     """Start a machine, and wait until its services have succeeded.

@@ -159,11 +159,17 @@ def build_server() -> Recipe:
     )
 
 
-def build(recipe: Recipe, *, cache: Path | None = None, progress: Callable[[str], None] = lambda step: None) -> Path:
-    """Return the OCI layout of an image, made where the cache has none."""
+def build(
+    recipe: Recipe,
+    *,
+    arch: str = "amd64",
+    cache: Path | None = None,
+    progress: Callable[[str], None] = lambda step: None,
+) -> Path:
+    """Return the OCI layout of an image for an architecture, made where the cache has none."""
     cache = cache or home.directory() / "cache"
     parts = (RELEASE, recipe.packages, recipe.paths, recipe.left_out, recipe.files, recipe.config)
-    layout = cache / f"oci-{recipe.name}-{cache_key('2', *parts)}"
+    layout = cache / f"oci-{recipe.name}-{arch}-{cache_key('2', *parts)}"
     if (layout / "index.json").is_file():
         return layout
     cache.mkdir(parents=True, exist_ok=True)
@@ -172,7 +178,7 @@ def build(recipe: Recipe, *, cache: Path | None = None, progress: Callable[[str]
         tree = Path(work) / "tree"
         run(
             [
-                *("mmdebstrap", "--quiet", "--mode=root", "--variant=essential"),
+                *("mmdebstrap", "--quiet", "--mode=root", "--variant=essential", f"--architectures={arch}"),
                 *("--aptopt=Apt::Install-Recommends false", "--aptopt=Acquire::Languages none"),
                 *("--dpkgopt=path-exclude=/usr/share/man/*", "--dpkgopt=path-exclude=/usr/share/doc/*"),
                 *(f"--include={','.join(recipe.packages)}", RELEASE, str(tree)),
@@ -180,7 +186,7 @@ def build(recipe: Recipe, *, cache: Path | None = None, progress: Callable[[str]
         )
         progress(f"image {recipe.name}")
         new = Path(work) / "layout"
-        _write_layout(new, _layer(tree, recipe), recipe)
+        _write_layout(new, _layer(tree, recipe), recipe, arch)
         if layout.exists():
             shutil.rmtree(layout)
         new.rename(layout)
@@ -259,7 +265,7 @@ def _layer(tree: Path, recipe: Recipe) -> bytes:
     return out.getvalue()
 
 
-def _write_layout(directory: Path, layer: bytes, recipe: Recipe) -> None:
+def _write_layout(directory: Path, layer: bytes, recipe: Recipe, arch: str = "amd64") -> None:
     blobs = directory / "blobs/sha256"
     blobs.mkdir(parents=True)
 
@@ -270,11 +276,11 @@ def _write_layout(directory: Path, layer: bytes, recipe: Recipe) -> None:
 
     packed = blob(_LAYER, gzip.compress(layer, 6, mtime=0))
     config = {
-        **{"architecture": "amd64", "os": "linux", "created": "2023-01-01T00:00:00Z", "config": recipe.config},
+        **{"architecture": arch, "os": "linux", "created": "2023-01-01T00:00:00Z", "config": recipe.config},
         "rootfs": {"type": "layers", "diff_ids": [f"sha256:{hashlib.sha256(layer).hexdigest()}"]},
     }
     described = blob(_CONFIG, json.dumps(config, sort_keys=True).encode())
     manifest = {"schemaVersion": 2, "mediaType": _MANIFEST, "config": described, "layers": [packed]}
-    listed = {**blob(_MANIFEST, json.dumps(manifest).encode()), "platform": {"architecture": "amd64", "os": "linux"}}
+    listed = {**blob(_MANIFEST, json.dumps(manifest).encode()), "platform": {"architecture": arch, "os": "linux"}}
     (directory / "oci-layout").write_text('{"imageLayoutVersion": "1.0.0"}')
     (directory / "index.json").write_text(json.dumps({"schemaVersion": 2, "manifests": [listed]}))

@@ -95,6 +95,7 @@ class Stage:
     directory: Path
     port: int
     stack: ExitStack
+    arch: str = "amd64"
     name: str = field(default_factory=lambda: f"demo-{secrets.token_hex(2)}")
     mark: str = field(default_factory=lambda: f"mark-{secrets.token_hex(8)}")
     hidden: dict[str, bytes] = field(default_factory=dict)
@@ -109,26 +110,27 @@ class Stage:
         return directory
 
 
-def tell(console: Console, *, keep: Path | None = None, port: int | None = None) -> None:
+def tell(console: Console, *, keep: Path | None = None, port: int | None = None, arch: str = "amd64") -> None:
     """Tell the story. Raises :class:`CasemateError` where anything in it does not hold.
 
     ``keep``: a new directory for contract, record and page; ``port``: where the database is reached on the loopback
-    address. Whatever was started has ended on return, also after an exception and after Ctrl-C.
+    address; ``arch``: the processor of the machines. Whatever was started has ended on return, also after an exception
+    and after Ctrl-C.
     """
     if keep is not None and keep.exists() and (not keep.is_dir() or any(keep.iterdir())):
         raise DemoError("is there and not empty", "name a new directory", str(keep))
     narrator = Narrator(console)
-    _need()
+    _need(arch)
     _introduce(narrator)
     with _signals() as ignore, ExitStack() as stack:
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="casemate-demo-")))
-        stage = Stage(narrator, directory, port or free_port(), stack)
+        stage = Stage(narrator, directory, port or free_port(), stack, arch)
         try:
             verdict = _steps(stage, keep)
         finally:
             ignore()
     _gone(stage)
-    _conclude(narrator, verdict, keep)
+    _conclude(narrator, verdict, keep, image_directory(arch))
 
 
 @contextmanager
@@ -154,14 +156,21 @@ def _signals() -> Iterator[Callable[[], None]]:
             signal.signal(kind, handler)
 
 
-def _need() -> None:
+def image_directory(arch: str = "amd64") -> Path:
+    """Return where the demo's image for an architecture is kept."""
+    return home.directory() / ("demo-image" if arch == "amd64" else f"demo-image-{arch}")
+
+
+def _need(arch: str) -> None:
     """Raise where a program is missing, before anything has begun."""
     from casemate import doctor
 
-    missing = [row for row in doctor.examine(("image", "machine", "demo")) if row.ok is False]
+    more = (arch,) if arch in doctor.GROUPS else ()
+    missing = [row for row in doctor.examine(("image", "machine", "demo", *more)) if row.ok is False]
     if missing:
+        words = " ".join(("casemate doctor", *(f"--for {group}" for group in more and ("demo", *more))))
         names = ", ".join(row.name for row in missing)
-        raise DemoError(f"missing on this machine: {names}", "casemate doctor --install; casemate doctor tells more")
+        raise DemoError(f"missing on this machine: {names}", f"{words} --install; {words} tells more")
     if os.geteuid() != 0:
         raise DemoError("images are built as root", "sudo casemate demo")
 
@@ -196,21 +205,23 @@ def _steps(stage: Stage, keep: Path | None) -> Verdict:
 
 def _build(stage: Stage) -> tuple[ImageDirectory, Path]:
     """Build the image, and the container that will run in it; both only where something changed."""
-    tell, directory = stage.tell, home.directory() / "demo-image"
+    tell, arch, directory = stage.tell, stage.arch, image_directory(stage.arch)
     tell.step(1, "An image provider builds an image")
     tell.by("image provider", "Debian packages, our bootloader and services; two fresh keys that only the image holds.")
     with tell.working("looking whether the last image is still what a build would give") as work:
-        current = is_current(directory, progress=work)
+        current = is_current(directory, arch=arch, progress=work)
     if current:
         image = ImageDirectory(directory)
         tell.held("it is: nothing to build")
     else:
         with tell.working("building the image") as work:
-            image = build_image(directory, progress=work)
+            image = build_image(directory, arch=arch, progress=work)
     described, packages = image.describe(), (directory / "packages.txt").read_text().splitlines()
-    tell.say(f"image {described['version']}, kernel {described['kernel']}, {len(packages)} packages, in {directory}")
+    tell.say(
+        f"image {described['version']} for {arch}, kernel {described['kernel']}, {len(packages)} packages, in {directory}"
+    )
     with tell.working("the workload provider's container: PostgreSQL from Debian's packages") as work:
-        container = images.build(images.POSTGRES, progress=work)
+        container = images.build(images.POSTGRES, arch=arch, progress=work)
     stage.hidden |= _image_keys(image)
     return image, container
 
@@ -601,7 +612,7 @@ def _gone(stage: Stage) -> None:
     stage.tell.held("everything that was started has been stopped, and nothing of it is left")
 
 
-def _conclude(tell: Narrator, verdict: Verdict, keep: Path | None) -> None:
+def _conclude(tell: Narrator, verdict: Verdict, keep: Path | None, image: Path) -> None:
     from casemate.cli.attestation import show_verdict
 
     tell.console.print()
@@ -609,7 +620,6 @@ def _conclude(tell: Narrator, verdict: Verdict, keep: Path | None) -> None:
     show_verdict(verdict)
     tell.console.print(f"\n[bold]All of it held.[/] [dim]{time.monotonic() - tell.began:.0f} s[/]")
     if keep is not None:
-        image = home.directory() / "demo-image"
         tell.console.print(f"Contract, record and page are in {keep}. To verify the record again:")
         words = f"--record {keep}/record --image {image} --contract {keep}/contract.yaml --key {keep}/auditor.key"
         tell.console.print(f"  casemate attestation verify {words}", soft_wrap=True, highlight=False)

@@ -49,6 +49,9 @@ if TYPE_CHECKING:
 UNFORESEEN = "HPL02120E"
 WORKLOAD_LABEL = "casemate-workload"
 """Label of the headers of a volume that a workload has made itself (:mod:`casemate.guest.workloaddisk`)."""
+BOOT_MAP = b"zIPL"
+"""How a disk begins from which firmware of IBM Z starts a machine (:mod:`casemate.secureexec.disk`): no data disk. The
+infrastructure can give any disk this beginning. It could as well not attach the disk."""
 SMALLEST = 256 * MIB
 SCRATCH = 16 * MIB
 """As much room as cryptsetup needs behind the headers of an authenticated volume to make them."""
@@ -151,14 +154,14 @@ def _length(size: int, start: int) -> int:
 
 
 def data_disks() -> Iterator[kernel.Disk]:
-    """Yield the disks that are neither root, nor archive, nor the contract's volume."""
+    """Yield the disks that are neither root, nor archive, nor the contract's volume, nor what firmware started from."""
     from casemate import cidata
 
     for disk in kernel.disks():
         if any(Path("/sys/block", disk.name, "holders").iterdir()) or disk.serial == ARCHIVE_SERIAL:
             continue
         beginning = read(disk.path, 0, 64 << 10)
-        if workloads_own(beginning):
+        if workloads_own(beginning) or beginning.startswith(BOOT_MAP):
             continue
         if disk.size > DATA_START or (cidata.label(beginning) or "").lower() != "cidata":
             yield disk

@@ -29,9 +29,9 @@ LINKS = {
 }
 DRIVERS = (
     *("virtio_pci", "virtio_ccw", "virtio_blk", "virtio_net", "virtio_rng", "virtio_console"),
-    *("dm_crypt", "xts", "ecb", "aesni_intel", "aes_s390", "squashfs"),
+    *("dm_crypt", "xts", "ecb", "aesni_intel", "aes_s390", "squashfs", "crc32c_generic", "ext4"),
 )
-"""Loaded by the bootloader where the architecture has them."""
+"""Loaded by the bootloader where the architecture's kernel has them as modules: each kernel has others built in."""
 LATER = ("uvdevice",)
 """There where the architecture has them, and loaded only where the machine has what they drive."""
 

@@ -221,12 +221,28 @@ def _belongs(path: Path, builder: bool) -> bool:
     return own or (len(path.parts) == 2 and path.stem in BUILDER_MODULES)
 
 
+def tree_path(arch: str, cache: Path, packages: str, flavor: str = "layer") -> Path:
+    """Return where the tree of a list of packages lies, or would lie."""
+    return cache / f"tree-{arch}-{cache_key(RECIPE, arch, packages_of(arch, flavor), packages)}"
+
+
+def require_programs(arch: str) -> None:
+    """Raise :class:`BuildError` where programs of an architecture don't run here, which steps of a build are done by."""
+    from casemate import doctor
+
+    if arch == "s390x" and (finding := doctor.programs_of_s390x()).ok is False:
+        cure = finding.cure or f"casemate doctor --install --for {arch}"
+        raise BuildError(
+            f"programs of {arch} don't run on this machine, and its packages bring some: {finding.found}", cure
+        )
+
+
 def build_tree(arch: str, cache: Path, selection: Selection, flavor: str = "layer") -> Path:
     """Return the tree of the selected packages, made where the cache has none."""
-    wanted = packages_of(arch, flavor)
-    tree = cache / f"tree-{arch}-{cache_key(RECIPE, arch, wanted, selection.text)}"
+    wanted, tree = packages_of(arch, flavor), tree_path(arch, cache, selection.text, flavor)
     if tree.is_dir():
         return tree
+    require_programs(arch)
     with tempfile.TemporaryDirectory(prefix="new-", dir=cache) as work:
         new, debs = Path(work) / "root", Path(work) / "debs"
         debs.mkdir()
@@ -244,7 +260,8 @@ def build_tree(arch: str, cache: Path, selection: Selection, flavor: str = "laye
                 f"--include={','.join(wanted)}",
                 # Every package there was compared with its hash in the list; apt compares once more.
                 *("", str(new), f"deb [trusted=yes] copy:{debs} ./"),
-            ]
+            ],
+            INITRD="No",  # the kernel's package would have Debian's initrd made: minutes where another processor is emulated
         )
         new.rename(tree)
     return tree
@@ -270,6 +287,7 @@ def build_root(
     archive = cache / f"root-{named}-{key}.squashfs"
     if not archive.is_file():
         progress("root archive")
+        require_programs(arch)
         with tempfile.TemporaryDirectory(prefix="new-", dir=cache) as work, _umask(0o022):
             _make_archive(arch, tree, release, ours, Path(work), archive, ROOTS[flavor])
     with archive.open("rb") as file:

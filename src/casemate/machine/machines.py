@@ -270,15 +270,19 @@ def all_machines() -> Iterator[Machine]:
                 yield Machine(directory.name, directory)
 
 
-def up(spec: Specification, *, progress: Callable[[str], None] = lambda step: None, timeout: float = 300.0) -> Machine:
+def up(
+    spec: Specification, *, progress: Callable[[str], None] = lambda step: None, timeout: float | None = None
+) -> Machine:
     """Start a machine and return it once all services have succeeded.
 
-    Raises :class:`MachineError` where it stops instead, or is not ready after ``timeout`` seconds (then it is ended);
-    the directory stays, so that its console can be read. An exception such as Ctrl-C ends and removes it.
+    Raises :class:`MachineError` where it stops instead, or is not ready after ``timeout`` seconds, by default those of its
+    architecture (then it is ended); the directory stays, so that its console can be read. An exception such as Ctrl-C ends
+    and removes it.
     """
     machine = start(spec, progress=progress)
     try:
-        wait(machine, progress=progress, timeout=timeout)
+        patience = qemu.ARCHITECTURES[machine.described()["arch"]].patience
+        wait(machine, progress=progress, timeout=patience if timeout is None else timeout)
     except MachineError:
         raise
     except BaseException:

@@ -33,6 +33,8 @@ class Architecture:
     emulated_cpu: str
     power_button: Mapping[str, Any]
     """The monitor's order that the guest takes as a wish to power off."""
+    patience: float
+    """Seconds that a start may take where nobody says otherwise: several times what it takes, emulated, on two processors."""
 
 
 ARCHITECTURES = {
@@ -44,11 +46,13 @@ ARCHITECTURES = {
             "execute": "send-key",
             "arguments": {"keys": [{"type": "qcode", "data": key} for key in ("ctrl", "alt", "delete")]},
         },
+        300.0,
     ),
     "s390x": Architecture(
         *("qemu-system-s390x", "s390-ccw-virtio", "ccw"),
         *(("-device", "sclpconsole,chardev=console"), "qemu-system-misc", "max"),
         {"execute": "system_powerdown"},  # the service processor's signal, which Linux takes as Ctrl-Alt-Del
+        600.0,
     ),
 }
 
