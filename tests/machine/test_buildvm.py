@@ -92,7 +92,9 @@ def test_the_image_has_the_values_of_a_build_on_this_host(built: Built, world: W
     assert values[0] == values[1]
 
 
-def test_a_machine_of_that_image_has_a_record_that_leads_back_to_the_root(built: Built, world: World) -> None:
+def test_a_machine_of_that_image_has_a_record_that_leads_back_to_the_root(
+    built: Built, world: World, run: Callable[..., Run], tmp_path: Path
+) -> None:
     certificate = (built.image / "encryption.crt").read_bytes()
     contract = parties.contract_of(
         parties.seal(world.workload(seed=False), certificate),
@@ -117,6 +119,29 @@ def test_a_machine_of_that_image_has_a_record_that_leads_back_to_the_root(built:
     )
     assert verdict.holds, verdict.summary()
     assert len(verdict.chain.links) == 3  # the builder's key is the intermediate
+    directory = built.builder.path.parent
+    for name, content in record.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(content)
+    words = (
+        "ceremony",
+        "verify",
+        directory,
+        "--root",
+        directory / "root.crt",
+        "--json",
+        "--record",
+        tmp_path,
+        "--image",
+    )
+    done = run(*words, built.image)  # from the people of the ceremony to this machine, in one go
+    report = json.loads(done.out)
+    assert done.code == 0 and report["holds"], done.err
+    assert [check["name"] for check in report["checks"]][-2:] == ["image image", "record of image"]
+    later = [key for key in report["keys"] if key["made"] == "inside the BuildVM"]
+    assert len(later) == 2 and all(key["verdict"] == "proved" for key in later)
+    done = run(*words, world.image)  # no builder machine has made it, and the record is not of it
+    assert done.code == 1 and [c["verdict"] for c in json.loads(done.out)["checks"]][-2:] == ["refuted", "refuted"]
     with pytest.raises(CasemateError, match="there is no build"):
         buildvm.trace(world.image, built.builder)  # which no builder machine has made
 

@@ -95,12 +95,15 @@ def free(port: int, place: str) -> int:
 def test_two_volumes_are_made_rolled_and_grown_and_checked(world: World) -> None:
     volumes = Volumes(world)
     volumes.sized(512)
+    before = len(world.registry.fetched())
     with volumes.running("t-storage-made", rolled=False) as (machine, port):
         console = machine.console()
         assert console.count("HPL02001I") == 2 and "Mounting volumes done: data, second" in console
         assert console.index("HPL16003I") < console.index("HPL02001I")  # nothing was written before
         assert ask(port, "echo kept > /data/file; echo too > /second/file; sync; cat /data/file") == "kept\n"
         small = {place: free(port, place) for place in ("/data", "/second")}
+        first = world.registry.fetched()[before:]
+        assert first and ask(port, "echo left > /left") == ""
         console = until(machine, "HPL13001I")
         for place in ("/", "/mnt/data", "/mnt/second"):
             assert f"Checked for mount point {place}, LUKS encryption with 1 key slot found" in console
@@ -119,6 +122,9 @@ def test_two_volumes_are_made_rolled_and_grown_and_checked(world: World) -> None
         assert console.count("HPL07018I") == 2 and console.count("HPL07017I") == 2
         assert ask(port, "cat /data/file /second/file") == "kept\ntoo\n"
         assert all(free(port, place) > small[place] + 200 for place in small)
+        # The root keeps nothing: what a container left there is gone, and each blob of its image was fetched again.
+        assert ask(port, "test -e /left || echo gone") == "gone\n"
+        assert sorted(world.registry.fetched()[before + len(first) :]) == sorted(first)
         until(machine, "HPL13001I")
         damage(volumes.disks[0])
         ask(port, "echo > /record/check-disk-encryption")

@@ -15,10 +15,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from casemate.attestation.verify import Outcome
+from casemate.attestation.verify import Outcome, Verdict
 from casemate.build import ceremony as rules
 from casemate.build.ceremony import ACTIONS, Ceremony, CeremonyError, Line, Missing, Plan, Session
-from casemate.build.job import Part
+from casemate.build.job import IMAGE, Part, Result
 
 FORMAT = "casemate-ceremony-report/1"
 COVERS = {
@@ -192,6 +192,40 @@ def verify(
         *(plan, found, tuple(checks), tuple(keys_of(found)), tuple(map(_step_of(plan), found.lines))),
         *(tuple(found.missing()), session.development),
     )
+
+
+def with_image(report: Report, name: str, built: Result) -> Report:
+    """Return the report with an image that the ceremony's BuildVM has built, as :func:`casemate.build.buildvm.trace` found it.
+
+    The BuildVM's certificate is among the files that the transcript names, so the image is proved only where these were compared.
+    """
+    compared = any(one.name == "BuildVM image" and one.outcome is Outcome.PROVED for one in report.checks)
+    outcome = Outcome.PROVED if compared else Outcome.NOT_PROVED
+    who = f"generation {built.generation}, revision {built.revision}, approved by {', '.join(built.approved_by)}"
+    inside, lives = "inside the BuildVM", f"the encrypted image {name} only"
+    keys = tuple(
+        Key(
+            f"image {name}: {key}",
+            inside,
+            lives,
+            f"its certificate came out, by hash, in a result that the BuildVM signed: {who}",
+            outcome,
+        )
+        for key in ("encryption (opens contracts)", "attestation (signs records)")
+        if built.mode == IMAGE
+    )
+    check = Check(
+        f"image {name}", outcome, f"this ceremony's BuildVM put out each of its {len(built.files)} files: {who}"
+    )
+    return report.with_more((check,), keys)
+
+
+def with_record(report: Report, name: str, verdict: Verdict) -> Report:
+    """Return the report with the record of a machine that started from an image, verified up to the plan's root."""
+    outcome = Outcome.PROVED if verdict.holds else Outcome.REFUTED
+    links = len(verdict.chain.links) if verdict.chain else 0
+    good = f"signed inside a machine of that image; {links} certificates lead to the plan's root"
+    return report.with_more((Check(f"record of {name}", outcome, good if verdict.holds else verdict.summary()),))
 
 
 def _replay(plan: Plan, session: Session, transcript: bytes) -> tuple[Ceremony, str]:

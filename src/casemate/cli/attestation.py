@@ -26,7 +26,8 @@ def attestation() -> None:
     """Verify attestation records."""
 
 
-def _with_key(function: Any) -> Any:
+def with_key(function: Any) -> Any:
+    """Add the options of an auditor's key to a command."""
     for option in reversed(_KEY_OPTIONS):
         function = option(function)
     return function
@@ -57,7 +58,7 @@ def _with_key(function: Any) -> Any:
 @click.option(
     "--boot-image", type=click.Path(), help="The encrypted image that was measured, where there is no --image."
 )
-@_with_key
+@with_key
 @click.option("--html", type=click.Path(dir_okay=False), help="Write the result as one self-contained page.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 @click.option("--require-hardware", is_flag=True, help="Fail unless this is the record of a hardware TEE.")
@@ -101,8 +102,8 @@ def verify(
 
     if (image is None) == (cert is None):
         raise click.UsageError("give either --image, or --cert with --ca: whose record should it be?")
-    record_bytes, signature_bytes, files = _read_record(record, signature)
-    trust = _trust_of_image(image) if image is not None else _Trust(read_input(cert or "", LARGEST_BUNDLE))
+    record_bytes, signature_bytes, files = read_record(record, signature)
+    trust = trust_of_image(image) if image is not None else Trust(read_input(cert or "", LARGEST_BUNDLE))
     if authorities:
         trust.untrusted, trust.issuers = trust.issuers, [read_certificates(name) for name in authorities]
     if lists:  # those of the image may be old
@@ -119,7 +120,7 @@ def verify(
         contract=read_input(contract, LARGEST_CONTRACT) if contract else None,
         volume=read_input(cidata, LARGEST_VOLUME) if cidata else None,
         files=files,
-        key=_private_key(key, key_password_file),
+        key=private_key(key, key_password_file),
         measurement=_measurement(measurement, protection_key, boot_image, image),
         require_hardware=require_hardware,
     )
@@ -138,7 +139,7 @@ def verify(
 @click.option(
     "--record", required=True, type=click.Path(), help="The record, plain or sealed, or the directory of one."
 )
-@_with_key
+@with_key
 @click.option("--json", "as_json", is_flag=True, help="Print it as JSON.")
 def show(record: str, key: str | None, key_password_file: str | None, as_json: bool) -> None:
     """Show what a record says. Nothing is verified: anyone could have written it.
@@ -153,8 +154,8 @@ def show(record: str, key: str | None, key_password_file: str | None, as_json: b
     from casemate.attestation import record as records
     from casemate.attestation.verify import MEANINGS, open_record
 
-    data, _, _ = _read_record(record, None, needs_signature=False)
-    text, _ = open_record(data, _private_key(key, key_password_file))
+    data, _, _ = read_record(record, None, needs_signature=False)
+    text, _ = open_record(data, private_key(key, key_password_file))
     parsed = records.parse(text)
     if as_json:
         fields = {"version": parsed.version, "facts": parsed.facts, "hashes": parsed.hashes, "unknown": parsed.unknown}
@@ -170,7 +171,7 @@ def show(record: str, key: str | None, key_password_file: str | None, as_json: b
 
 
 @dataclass(slots=True)
-class _Trust:
+class Trust:
     """What a record is verified with."""
 
     certificate: bytes
@@ -180,7 +181,8 @@ class _Trust:
     reference: bytes | None = None
 
 
-def _trust_of_image(image: Path) -> _Trust:
+def trust_of_image(image: Path) -> Trust:
+    """Read what lies beside an image and says whose records are its."""
     from casemate.certificates.chain import LARGEST_BUNDLE, LARGEST_CRL
     from casemate.cli.ui import read_input
 
@@ -190,10 +192,10 @@ def _trust_of_image(image: Path) -> _Trust:
     )
     listed = [image / name for name in ("crl.pem", "root.crl.pem")]
     crls = [read_input(str(path), LARGEST_CRL) for path in listed if path.exists()]
-    return _Trust(certificate, [intermediate, root], crls=crls, reference=reference)
+    return Trust(certificate, [intermediate, root], crls=crls, reference=reference)
 
 
-def _read_record(
+def read_record(
     record: str, signature: str | None, *, needs_signature: bool = True
 ) -> tuple[bytes, bytes, dict[str, bytes]]:
     """Return record, signature, and the cidata files beside them; ``record`` may be the directory of all."""
@@ -240,7 +242,8 @@ def _measurement(answer: str | None, key: str | None, boot_image: str | None, im
     return Measurement(read_input(answer, LARGEST_FILE), read_input(key, 64), header)
 
 
-def _private_key(path: str | None, password_file: str | None) -> RSAPrivateKey | None:
+def private_key(path: str | None, password_file: str | None) -> RSAPrivateKey | None:
+    """Read an auditor's key, where one is given."""
     if path is None:
         if password_file is not None:
             raise click.UsageError("--key-password-file without --key")

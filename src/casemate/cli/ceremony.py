@@ -8,7 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from casemate.cli.attestation import private_key, read_record, trust_of_image, with_key
+
 if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey
+
     from casemate.build.ceremonyhost import Visit
     from casemate.build.ceremonyreport import Report
 
@@ -219,16 +223,36 @@ def join(
 @click.option(
     "--html", type=click.Path(path_type=Path, dir_okay=False), help="Write a page: who did what, which key is where."
 )
+@click.option("--image", "images", multiple=True, type=_DIRECTORY, help="An image that this BuildVM built later.")
+@click.option("--record", type=click.Path(exists=True), help="The record of a machine that started from --image.")
+@with_key
 @_JSON
-def verify(directory: Path, root: Path | None, head: str, html: Path | None, as_json: bool) -> int:
-    """Verify the transcript of a ceremony and the BuildVM that came of it.
+def verify(
+    directory: Path,
+    root: Path | None,
+    head: str,
+    html: Path | None,
+    images: tuple[Path, ...],
+    record: str | None,
+    key: str | None,
+    key_password_file: str | None,
+    as_json: bool,
+) -> int:
+    """Verify the transcript of a ceremony and the BuildVM that came of it; also what that built later, and a machine's record.
 
     Exit code: 0 everything holds, 1 something doesn't or was not proved.
 
     \b
     casemate ceremony verify my-ceremony --root root.crt --html ceremony.html
+    casemate ceremony verify my-ceremony --root root.crt --image my-image --record record
     """
+    if record is not None and len(images) != 1:
+        raise click.UsageError("--record is of a machine that started from one image: give it as --image")
     report = _report(directory, root, head)
+    for image in images:
+        report = _with_image(report, directory, image)
+    if record is not None:
+        report = _with_record(report, images[0], record, private_key(key, key_password_file))
     if html is not None:
         from casemate.build.ceremonypage import page
 
@@ -302,6 +326,41 @@ def _report(directory: Path, root: Path | None, head: str) -> Report:
         files=files,
         head=head,
     )
+
+
+def _with_image(report: Report, directory: Path, image: Path) -> Report:
+    from casemate.attestation.verify import Outcome
+    from casemate.build import ceremonyhost as host
+    from casemate.build import ceremonyreport as reports
+    from casemate.build.buildvm import BuilderDirectory, trace
+    from casemate.errors import CasemateError
+
+    try:
+        built = trace(image, BuilderDirectory(directory / host.BUILT))
+    except CasemateError as error:
+        return report.with_more((reports.Check(f"image {image.name}", Outcome.REFUTED, f"{error.id}: {error.cause}"),))
+    return reports.with_image(report, image.name, built)
+
+
+def _with_record(report: Report, image: Path, record: str, key: RSAPrivateKey | None) -> Report:
+    import datetime
+
+    from casemate.attestation import verify as verifier
+    from casemate.build import ceremonyreport as reports
+
+    data, signature, files = read_record(record, None)
+    trust = trust_of_image(image)
+    verdict = verifier.verify(
+        *(data, signature, trust.certificate),
+        time=datetime.datetime.now(datetime.UTC),
+        issuers=[report.plan.root_certificate.encode()],
+        untrusted=trust.issuers[:1],
+        crls=trust.crls,
+        reference=trust.reference,
+        files=files,
+        key=key,
+    )
+    return reports.with_record(report, image.name, verdict)
 
 
 def _show(report: Report, as_json: bool, *, checks: bool = True) -> None:

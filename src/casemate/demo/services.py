@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import secrets
 import shutil
 import signal
@@ -124,7 +125,7 @@ class Registry:
         private(directory / "htpasswd", made.stdout)
         port = free_port()
         configuration = {
-            **{"version": 0.1, "log": {"level": "error", "accesslog": {"disabled": True}}},
+            **{"version": 0.1, "log": {"level": "error", "accesslog": {"disabled": False}}},
             "storage": {"filesystem": {"rootdirectory": str(directory / "data")}},
             "http": {
                 "addr": f"127.0.0.1:{port}",
@@ -138,6 +139,11 @@ class Registry:
         with _process(command, directory, "docker-registry") as process:
             _wait_for_port(port, process, directory, "the registry")
             yield cls(port, authority.certificate, user, password, directory)
+
+    def fetched(self) -> list[str]:
+        """Return the digests of the blobs that somebody has fetched, in this order: configurations and layers of images."""
+        said = (self.directory / "output.log").read_text(errors="replace")
+        return re.findall(r'"GET /v2/\S+/blobs/(sha256:[0-9a-f]{64})\S* HTTP/[0-9.]+" 200', said)
 
     def push(self, layout: Path, name: str, tag: str = "latest") -> str:
         """Copy an OCI layout into the registry; return the digest of the image."""
