@@ -9,7 +9,10 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+from namespaces import mount_root
 from program import Result
+
+mount_root()
 
 settings.register_profile("casemate", deadline=None)  # how fast a machine is says nothing about a rule
 settings.load_profile("casemate")

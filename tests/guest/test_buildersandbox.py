@@ -22,8 +22,9 @@ from casemate.build import job as jobs
 from casemate.guest import builder, builderbundles
 from casemate.guest.buildersandbox import OUTSIDE, run_in_sandbox, take
 from casemate.guest.report import Stop
+from namespaces import needs_user_namespaces
 
-pytestmark = pytest.mark.components
+pytestmark = [pytest.mark.components, needs_user_namespaces]
 PYTHON = "/usr/bin/python3"
 SECRET = b"the builder's own key"
 Try = Callable[..., str]

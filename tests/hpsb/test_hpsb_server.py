@@ -21,10 +21,11 @@ from casemate.demo.services import GATEWAY
 from casemate.hpsb.client import Client
 from casemate.hpsb.errors import BuildError
 from casemate.hpsb.manifest import images, verify
+from namespaces import needs_user_namespaces
 from program import Result
 from signers import tool
 
-pytestmark = pytest.mark.components
+pytestmark = [pytest.mark.components, needs_user_namespaces]
 
 
 def failed(job: dict[str, Any]) -> str:
