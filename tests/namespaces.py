@@ -1,7 +1,7 @@
 """What the kernel lets tests have here: a root that is a mount, and user namespaces.
 
-In a chroot, as a fresh machine may be one, ``/`` is a directory of another mount: then ``unshare --mount`` and the container engine
-are refused. So the whole run goes into a mount namespace of its own, where the same directory is mounted and root of it.
+In a chroot, as a fresh machine may be one, ``/`` is a directory of another mount: then ``unshare --mount`` and the container
+engine are refused. So the whole run goes into a mount namespace of its own, where the same directory is mounted and its root.
 """
 
 from __future__ import annotations
