@@ -17,6 +17,8 @@ from pathlib import Path
 
 import pytest
 
+from namespaces import NO_USER_NAMESPACES, USER_NAMESPACES
+
 PATH = os.pathsep.join((os.environ.get("PATH", ""), "/usr/sbin", "/usr/bin"))
 
 
@@ -30,6 +32,8 @@ def libvirtd() -> Iterator[Path]:
     directory = Path(tempfile.mkdtemp(prefix="cm-lv-"))
     words = [daemon]
     if os.geteuid() == 0:
+        if not USER_NAMESPACES:
+            pytest.skip(NO_USER_NAMESPACES)
         words = [str(shutil.which("unshare")), "--user", "--map-user=1000", "--map-group=1000", daemon]
     programs = (
         directory / "bin"
