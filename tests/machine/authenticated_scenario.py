@@ -301,7 +301,7 @@ def cut():
         put(f"/var/volumes/data/{number}", b"%d" % (number % 10))
         mark(f"{number}")
         put("/var/volumes/data/again", b"%d" % (number % 10))
-        mark(f"again {number}")
+        mark(f"again-{number}")
     end("data")
     run("dmsetup", "remove", "logged")
     writes = list(entries())

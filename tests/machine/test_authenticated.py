@@ -102,7 +102,7 @@ def test_a_cut_anywhere_costs_nothing_that_was_synced(facts: list[dict[str, Any]
     assert [each for each in facts if each["what"] == "cut"] == []
     found = fact(facts, "cuts")
     assert found["first"] == "prepared"  # nothing was written before
-    assert found["passed"] == ["prepared", "made", *(f"{text}{n}" for n in range(4) for text in ("", "again "))]
+    assert found["passed"] == ["prepared", "made", *(f"{text}{n}" for n in range(4) for text in ("", "again-"))]
     assert found["states"] > 20
 
 
