@@ -73,6 +73,7 @@ NEEDS = (
     Need("qemu-system-s390x", "qemu-system-misc", "s390x"),
     Need("podman", "podman", "tests"),
     Need("crun", "crun", "tests"),
+    Need("catatonit", "catatonit", "tests"),
     Need("gpg", "gnupg", "tests"),
     Need("buildah", "buildah", "tests"),
     Need("git", "git", "tests"),
