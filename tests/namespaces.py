@@ -40,6 +40,8 @@ def mount_root() -> None:
     call("mount", None, b"/", None, ctypes.c_ulong(_PRIVATE_ALL), None)
 
 
+CHROOTED = not root_is_a_mount()
+"""Whether the run began in a chroot: asked before :func:`mount_root`."""
 USER_NAMESPACES = subprocess.run(["unshare", "--user", "true"], capture_output=True, check=False).returncode == 0
 NO_USER_NAMESPACES = "the kernel makes no user namespaces here, as for everybody in a chroot"
 needs_user_namespaces = pytest.mark.skipif(not USER_NAMESPACES, reason=NO_USER_NAMESPACES)
