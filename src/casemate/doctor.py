@@ -53,7 +53,6 @@ NEEDS = (
     Need("rsyslogd", "rsyslog", "demo"),
     Need("/usr/lib/*/rsyslog/lmnsd_gtls.so", "rsyslog-gnutls", "demo"),
     Need("psql", "postgresql-client", "demo"),
-    Need("/usr/lib/*/rsyslog/lmnsd_ossl.so", "rsyslog-openssl", "tests"),
     Need("openssl", "openssl", "tests"),
     Need("cryptsetup", "cryptsetup-bin", "tests"),
     Need("sfdisk", "fdisk", "tests"),

@@ -102,7 +102,7 @@ def rsyslog(journal: Journal, authority: Authority, port: int) -> Iterator[subpr
     guest = journal.directory / "guest"
     guest.mkdir(exist_ok=True)
     (guest / "server.pem").write_bytes(authority.certificate)
-    (guest / "rsyslog.conf").write_text(configuration(HOST, port, str(guest), f"/CN={HOST}"))
+    (guest / "rsyslog.conf").write_text(configuration(HOST, port, str(guest)))
     command = journal.inside("/usr/sbin/rsyslogd", "-n", "-i", "NONE", "-f", str(guest / "rsyslog.conf"))
     with running(command, guest / "said") as process:
         yield process

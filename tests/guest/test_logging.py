@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import base64
 import signal
-import ssl
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from casemate.demo import pki
-from casemate.demo.https import tls
 from casemate.demo.logservers import SyslogServer
 from casemate.demo.pki import Authority, Identity
 from casemate.demo.services import LogServer, ServiceError
@@ -48,10 +45,10 @@ def only_server(directory: Path, authority: Authority) -> Path:
 
 
 @contextmanager
-def sender(directory: Path, port: int, name: str = f"/CN={HOST}") -> Iterator[Path]:
+def sender(directory: Path, port: int, name: str = HOST) -> Iterator[Path]:
     """Run rsyslog with the guest's configuration, a socket in the journal's place; yield the socket.
 
-    ``name``: how the backend is known, or a whole configuration.
+    ``name``: the one of the backend's certificate, or a whole configuration.
     """
     text = name if "\n" in name else configuration(HOST, port, str(directory), name)
     assert JOURNAL in text
@@ -69,11 +66,7 @@ def sender(directory: Path, port: int, name: str = f"/CN={HOST}") -> Iterator[Pa
         yield directory / "log"
     finally:
         process.send_signal(signal.SIGTERM)
-        try:
-            process.wait(10)
-        except subprocess.TimeoutExpired:  # now and then, where a backend was refused; in the guest systemd does this
-            process.kill()
-            process.wait()
+        process.wait(20)
 
 
 def say(socket: Path, text: str) -> None:
@@ -89,22 +82,11 @@ def test_lines_arrive_at_a_backend_whose_common_name_is_the_address(tmp_path: Pa
             assert "some-service:" in logs.wait_for("a line of the guest", 10)
 
 
-def test_a_backend_with_an_address_among_its_names_is_known_by_its_subject(
-    tmp_path: Path, authority: Authority
-) -> None:
-    with LogServer.running(tmp_path / "logs", authority=authority, names=("logs.example", HOST)) as logs:
-        directory = files(tmp_path / "guest", authority, logs.client)
-        known, _ = probe(HOST, logs.port, str(directory))
-        assert known == "/CN=logs.example"
-        with sender(directory, logs.port, known) as socket:
-            say(socket, "a line of the guest")
-            logs.wait_for("a line of the guest", 10)
-
-
-@pytest.mark.parametrize("names", [("other.example",), ("127.0.0.9",)])
+@pytest.mark.parametrize("names", [("logs.example", HOST), ("other.example",), ("127.0.0.9",)])
 def test_what_rsyslog_would_refuse_the_probe_refuses(
     names: tuple[str, ...], tmp_path: Path, authority: Authority
 ) -> None:
+    """The first of these has the address among its alternative names, and OpenSSL alone would be content."""
     with LogServer.running(tmp_path / "logs", authority=authority, names=names) as logs:
         directory = files(tmp_path / "guest", authority, logs.client)
         with pytest.raises(Stop, match=r"HPL01011E"):
@@ -126,7 +108,7 @@ def test_an_impostor_with_another_authority_gets_nothing(tmp_path: Path, authori
             say(socket, "for nobody else")
             with pytest.raises(ServiceError):
                 logs.wait_for("for nobody else", 2)
-        assert "Certificate error" in (directory / "said").read_text()
+        assert "certificate invalid" in (directory / "said").read_text()
 
 
 def test_a_backend_that_does_not_accept_our_certificate_stops(tmp_path: Path, authority: Authority) -> None:
@@ -145,77 +127,36 @@ def test_nobody_at_the_port_stops(tmp_path: Path, authority: Authority) -> None:
         probe(HOST, port, str(directory))
 
 
-def test_a_backend_is_known_by_its_name_and_one_with_an_address_by_its_subject() -> None:
-    certificate = {"subject": ((("organizationName", "Org A, B"),), (("commonName", "logs"),))}
-    assert permitted("logs.example", certificate) == "logs.example"
-    for address in ("192.0.2.1", "2001:db8::1"):
-        assert permitted(address, certificate) == "/O=Org A, B/CN=logs"
-        for odd in ('a"b', "*", "a/CN=b", "a\\b", "", "a\nb", "é"):
-            assert permitted(address, {"subject": ((("commonName", odd),),)}) is None
-        assert permitted(address, {"subject": ((("serialNumber", "1"),),)}) is None
-        assert permitted(address, {}) is None
+def test_rsyslog_compares_common_name_and_dns_names_only() -> None:
+    certificate = {
+        "subject": ((("organizationName", "Org"),), (("commonName", "cn.example"),)),
+        "subjectAltName": (("DNS", "dns.example"), ("DNS", "*.w.example"), ("IP Address", "192.0.2.1")),
+    }
+    assert permitted("cn.example", certificate) == "cn.example"
+    assert permitted("dns.example", certificate) == "dns.example"
+    assert permitted("a.w.example", certificate) == "*.w.example"
+    for other in ("192.0.2.1", "w.example", "a.b.w.example", "other.example", "example"):
+        assert permitted(other, certificate) is None
+    assert permitted("a.example", {"subjectAltName": (("DNS", "*.example"),)}) is None  # of a whole top-level domain
+    assert permitted("cn.example", {}) is None
 
 
-@pytest.mark.parametrize("known", ["a.logs.example", "/CN=cn.example"])
-def test_a_backend_is_known_by_a_wildcard_and_by_its_subject(tmp_path: Path, authority: Authority, known: str) -> None:
+def test_a_backend_with_a_wildcard_certificate_is_known_by_it(tmp_path: Path, authority: Authority) -> None:
     names = ("cn.example", "*.logs.example")
     with LogServer.running(tmp_path / "logs", authority=authority, names=names) as logs:
         directory = files(tmp_path / "guest", authority, logs.client)
-        with sender(directory, logs.port, known) as socket:
+        certificate = {"subjectAltName": tuple(("DNS", name) for name in names)}
+        name = permitted("a.logs.example", certificate)
+        assert name == "*.logs.example"
+        with sender(directory, logs.port, name) as socket:
             say(socket, "to a wildcard")
             logs.wait_for("to a wildcard", 10)
-
-
-@pytest.mark.parametrize("known", ["b.example", "logs.example", "a.b.logs.example", "/CN=cn", "cn"])
-def test_a_backend_with_a_certificate_for_others_gets_nothing(tmp_path: Path, authority: Authority, known: str) -> None:
-    names = ("cn.example", "*.logs.example")
-    with LogServer.running(tmp_path / "logs", authority=authority, names=names) as logs:
-        directory = files(tmp_path / "guest", authority, logs.client)
-        with sender(directory, logs.port, known) as socket:
-            say(socket, "for nobody else")
-            with pytest.raises(ServiceError):
-                logs.wait_for("for nobody else", 2)
-
-
-def newest(*given: Any) -> ssl.SSLContext:
-    """A server's side that speaks TLS 1.3 only."""
-    context = tls(*given)
-    context.minimum_version = ssl.TLSVersion.TLSv1_3
-    return context
-
-
-def test_a_backend_that_speaks_tls_1_3_only_is_spoken_to_so(
-    tmp_path: Path, authority: Authority, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("casemate.demo.logservers.tls", newest)
-    for clients in (None, authority):
-        with SyslogServer.running(
-            tmp_path / f"logs-{clients is None}", authority, names=(HOST,), clients=clients
-        ) as logs:
-            directory = files(tmp_path / f"guest-{clients is None}", authority, authority.client("guest"))
-            known, protocol = probe(HOST, logs.port, str(directory))
-            assert (known, protocol) == (f"/CN={HOST}", "TLSv1.3")
-            text = configuration(HOST, logs.port, str(directory), known, protocol=protocol)
-            with sender(directory, logs.port, text) as socket:
-                say(socket, "by the newest")
-                logs.wait_for("by the newest", 10)
-
-
-def test_a_backend_of_tls_1_3_that_does_not_accept_our_certificate_stops(
-    tmp_path: Path, authority: Authority, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("casemate.demo.logservers.tls", newest)
-    stranger = Authority.create("Another").client("guest")
-    with SyslogServer.running(tmp_path / "logs", authority, names=(HOST,), clients=authority) as logs:
-        directory = files(tmp_path / "guest", authority, stranger)
-        with pytest.raises(Stop, match=r"HPL01011E: 127.0.0.1:\d+ (refuses|ends) the connection"):
-            probe(HOST, logs.port, str(directory))
 
 
 def test_without_a_certificate_of_ours_only_the_backend_s_is_checked(tmp_path: Path, authority: Authority) -> None:
     with SyslogServer.running(tmp_path / "logs", authority, names=(HOST,)) as logs:
         directory = only_server(tmp_path / "guest", authority)
-        assert probe(HOST, logs.port, str(directory)) == (f"/CN={HOST}", "TLSv1.2")
+        assert probe(HOST, logs.port, str(directory)) == HOST
         with sender(directory, logs.port) as socket:
             say(socket, "from anyone")
             logs.wait_for("from anyone", 10)

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import ipaddress
 import json
-import re
 import socket
 import ssl
 from collections.abc import Mapping
@@ -33,16 +32,6 @@ PORTS = {"syslog": 6514, "logDNA": 6514, "logRouter": 443}
 PATIENCE = 20.0
 """Seconds in which the backend must answer."""
 
-_SHORT = {
-    "commonName": "CN",
-    "countryName": "C",
-    "stateOrProvinceName": "ST",
-    "localityName": "L",
-    "organizationName": "O",
-    "organizationalUnitName": "OU",
-    "emailAddress": "emailAddress",
-}
-"""OpenSSL's short names of what subjects have; a subject with another part is not used."""
 _FILES = (("server", "HPL01007E"), ("cert", "HPL01008E"), ("key", "HPL01009E"))
 
 
@@ -78,11 +67,10 @@ def trusted(env: Mapping[str, Any], roots: bytes) -> bytes:
     return b"\n".join(found)
 
 
-def probe(host: str, port: int, directory: str) -> tuple[str, str]:
-    """Connect once as rsyslog will; return how it is to know the backend again, and the newest protocol that it may speak.
+def probe(host: str, port: int, directory: str) -> str:
+    """Connect once as rsyslog will; return the name that rsyslog has to expect in the backend's certificate.
 
-    That is TLS 1.2 where the backend speaks it. In 1.3 servers send tickets after the handshake, which rsyslog never reads;
-    and while something waits to be read, it doesn't see that the other side has gone, and the next line is lost.
+    A server that doesn't want our certificate says so only after the handshake.
     """
     try:
         context = ssl.create_default_context(cafile=f"{directory}/server.pem")
@@ -91,16 +79,16 @@ def probe(host: str, port: int, directory: str) -> tuple[str, str]:
     except (ssl.SSLError, OSError, ValueError):
         text = "a certificate or key is damaged, or they don't belong together"
         raise Stop("HPL01006E", f"env.logging: {text}") from None
-    protocol = "TLSv1.2"
     try:
-        context.maximum_version = ssl.TLSVersion.TLSv1_2
-        try:
-            certificate = _handshake(context, host, port)
-        except ssl.SSLError as error:
-            if error.reason != "TLSV1_ALERT_PROTOCOL_VERSION":
-                raise
-            protocol, context.maximum_version = "TLSv1.3", ssl.TLSVersion.TLSv1_3
-            certificate = _handshake(context, host, port)
+        with socket.create_connection((host, port), PATIENCE) as plain:
+            plain.settimeout(PATIENCE)
+            with context.wrap_socket(plain, server_hostname=host) as secure:
+                certificate = secure.getpeercert() or {}
+                secure.settimeout(0.3)
+                try:
+                    ended = secure.read(1) == b""
+                except TimeoutError:
+                    ended = False
     except ssl.SSLCertVerificationError as error:
         raise Stop("HPL01011E", f"{host}:{port} is not the log backend: {error.verify_message}") from None
     except ssl.SSLError as error:
@@ -108,42 +96,24 @@ def probe(host: str, port: int, directory: str) -> tuple[str, str]:
     except OSError as error:
         reason = error.strerror or type(error).__name__
         raise Stop("HPL01011E", f"the log backend {host}:{port} can't be reached: {reason}") from None
-    if certificate is None:
+    if ended:
         raise Stop("HPL01011E", f"{host}:{port} ends the connection: does it ask for a certificate, another one?")
-    if (known := permitted(host, certificate)) is None:
-        text = f"the certificate of {host}:{port} is for an address: so its subject must be of letters, digits and common signs"
-        raise Stop("HPL01011E", f"{text}, since rsyslog knows it by that")
-    return known, protocol
-
-
-def _handshake(context: ssl.SSLContext, host: str, port: int) -> Mapping[str, Any] | None:
-    """Return the backend's certificate, as ``getpeercert`` gives it; ``None`` where it ends the connection.
-
-    A server that doesn't want our certificate may say so only after the handshake.
-    """
-    with socket.create_connection((host, port), PATIENCE) as plain:
-        plain.settimeout(PATIENCE)
-        with context.wrap_socket(plain, server_hostname=host) as secure:
-            secure.settimeout(0.3)
-            try:
-                ended = secure.read(1) == b""
-            except TimeoutError:
-                ended = False
-            return None if ended else secure.getpeercert() or {}
+    if (name := permitted(host, certificate)) is None:
+        text = f"the certificate of {host}:{port} must have {host} as its common name or among its DNS names"
+        raise Stop("HPL01011E", f"{text}: rsyslog knows no addresses among the alternative names")
+    return name
 
 
 def permitted(host: str, certificate: Mapping[str, Any]) -> str | None:
-    """Return how rsyslog is to know the backend again that :func:`probe` has accepted as ``host``; ``None``: it can't.
+    """Return the name of a certificate, as ``getpeercert`` gives it, by which rsyslog knows ``host``; ``None`` without.
 
-    ``certificate``: as ``getpeercert`` gives it. rsyslog's ``ossl`` driver looks for a name as OpenSSL does, among the DNS
-    names, and for no address. Where the host is one, the backend is known by its subject, in the form of ``X509_NAME_oneline``.
+    Its ``gtls`` driver compares the common name and the DNS names, as they are spelt: fewer than OpenSSL does, so the
+    probe alone could succeed and no line ever arrive. A wildcard that covers the host is expected as it is spelt.
     """
-    if not _is_address(host):
-        return host
-    parts = [pair for part in certificate.get("subject", ()) for pair in part]
-    line = "".join(f"/{_SHORT.get(key, '')}={value}" for key, value in parts)
-    plain = re.fullmatch(r"(/[A-Za-z]+=[A-Za-z0-9 .,:@()_+-]+)+", line) and line.count("/") == len(parts)
-    return line if plain else None
+    names = {value for kind, value in certificate.get("subjectAltName", ()) if kind == "DNS"}
+    names |= {value for part in certificate.get("subject", ()) for key, value in part if key == "commonName"}
+    wildcard = f"*.{host.partition('.')[2]}"
+    return host if host in names else wildcard if wildcard in names and wildcard.count(".") > 1 else None
 
 
 def structured(logdna: Mapping[str, Any] | None) -> str:
@@ -154,19 +124,16 @@ def structured(logdna: Mapping[str, Any] | None) -> str:
     return f'[logdna@48950 key="{logdna["ingestionKey"]}"' + (f' tags="{tags}"' if tags else "") + "]"
 
 
-def configuration(
-    host: str, port: int, directory: str, permitted: str | None = None, data: str = "-", protocol: str = "TLSv1.2"
-) -> str:
+def configuration(host: str, port: int, directory: str, permitted: str | None = None, data: str = "-") -> str:
     """Return the configuration of rsyslog: the journal in, TLS out.
 
-    ``permitted``, ``protocol``: see :func:`probe`; ``data``: see :func:`structured`.
+    ``permitted``: the name that the backend's certificate must have; ``data``: see :func:`structured`.
 
-    The driver is OpenSSL's: that of GnuTLS makes Diffie-Hellman parameters at each connection, which nobody uses: seconds.
     The queue in memory is short and waits for ever: so lines stay in the journal while the backend is away, and leave it
     in their order. A line of a container carries its name and identifier, and its image as structured data. By the statistics
     :mod:`casemate.guest.logloss` knows what was lost.
     """
-    target = f"[{host}]" if _is_address(host) == 6 else host
+    target = f"[{host}]" if _is_ipv6(host) else host
     files = {"CA": "server"} | ({"Cert": "cert", "Key": "key"} if Path(directory, "cert.pem").exists() else {})
     drivers = " ".join(f'defaultNetstreamDriver{kind}File="{directory}/{name}.pem"' for kind, name in files.items())
     return f"""\
@@ -195,20 +162,18 @@ if re_match($!CONTAINER_NAME, '^[A-Za-z0-9_.-]+$') and re_match($!CONTAINER_ID, 
   }}
 }}
 action(type="omfwd" target="{target}" port="{port}" protocol="tcp" template="line" tcp_framing="octet-counted"
-       streamDriver="ossl" streamDriverMode="1" streamDriverAuthMode="x509/name"
+       streamDriver="gtls" streamDriverMode="1" streamDriverAuthMode="x509/name"
        streamDriverPermittedPeers="{permitted or host}" streamDriver.permitExpiredCerts="off" keepAlive="on"
-       gnutlsPriorityString="MaxProtocol={protocol}"
        action.resumeRetryCount="-1" action.resumeInterval="1" action.resumeIntervalMax="10"
        action.reportSuspension="off")
 """
 
 
-def _is_address(host: str) -> int:
-    """Return 4 or 6 for an address of that version, 0 for a name."""
+def _is_ipv6(host: str) -> bool:
     try:
-        return ipaddress.ip_address(host).version
+        return ipaddress.ip_address(host).version == 6
     except ValueError:
-        return 0
+        return False
 
 
 def service() -> None:
@@ -228,7 +193,7 @@ def service() -> None:
         logrouter.probe(logrouter.Router(host, port, given["iamApiKey"], str(DIRECTORY / "server.pem")))
         state.write(DIRECTORY / "logrouter.json", json.dumps({"host": host, "port": port, "key": given["iamApiKey"]}))
     else:
-        known, protocol = probe(host, port, str(DIRECTORY))
+        permitted = probe(host, port, str(DIRECTORY))
         data = structured(given if kind == "logDNA" else None)
-        state.write(DIRECTORY / "rsyslog.conf", configuration(host, port, str(DIRECTORY), known, data, protocol))
+        state.write(DIRECTORY / "rsyslog.conf", configuration(host, port, str(DIRECTORY), permitted, data))
     say("HPL01010I", "Logging has been setup successfully.")

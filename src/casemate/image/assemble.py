@@ -35,8 +35,9 @@ HARDENING = (
     *("systemd.import_credentials=no", "sysctl.kernel.sysrq=0", "sysctl.kernel.yama.ptrace_scope=3"),
 )
 QUIET = ("quiet", "loglevel=3", "systemd.show_status=no", "rd.udev.log_level=3", "plymouth.enable=0")
-CLOCKS: dict[str, tuple[str, ...]] = {"amd64": ("tsc=reliable",), "s390x": ()}
-"""Emulated processors seem to have unsynchronized counters, and each look at the clock would ask a device of the host instead."""
+CLOCKS: dict[str, tuple[str, ...]] = {"amd64": ("tsc=reliable", "no_timer_check"), "s390x": ()}
+"""Emulated processors seem to have unsynchronized counters, and each look at the clock would ask a device of the host instead;
+and on a busy host their timers seem broken, where the kernel would stop."""
 _PIECE = 1 << 20
 
 

@@ -38,7 +38,7 @@ PACKAGES = (
     *_EVERYWHERE,
     *("xfsprogs", "btrfs-progs", "fdisk"),
     *("podman", "crun", "conmon", "catatonit", "iptables", "ca-certificates"),
-    *("rsyslog", "rsyslog-openssl"),
+    *("rsyslog", "rsyslog-gnutls"),
     "python3-jsonschema",
 )
 BUILDER_PACKAGES = (*_EVERYWHERE, "mmdebstrap", "apt", "dpkg")
