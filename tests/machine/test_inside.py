@@ -12,7 +12,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from surroundings import PATIENCE, SHELL, World, shell
 
 from casemate.attestation.verify import Measurement, verify
-from casemate.cli.attestation import _trust_of_image
+from casemate.cli.attestation import trust_of_image
 from casemate.cli.ui import read_header
 from casemate.contract.passphrase import passphrase
 from casemate.demo.search import search
@@ -151,7 +151,7 @@ def test_the_machine_is_attested_by_its_ultravisor(machine: tuple[Machine, int],
     host = [hostkey.load(SoftwareUltravisor.load_or_create().document)]
     files = machine[0].record()
     header = read_header(str(ImageDirectory(world.image).image))
-    text, trust = files["se-checksums.txt"], _trust_of_image(world.image)
+    text, trust = files["se-checksums.txt"], trust_of_image(world.image)
 
     def judged(answer: bytes, key: bytes, record: bytes = text) -> dict[str, str]:
         verdict = verify(
