@@ -11,6 +11,7 @@ from hypothesis import settings
 
 from namespaces import mount_root
 from program import Result
+from tokens import new_token, token  # noqa: F401
 
 mount_root()
 

@@ -142,6 +142,7 @@ of a JOB {JOB}',
     "buildvm create": '{"path", "name", "generation", "after"}',
     "buildvm job": '{"path", "subject", "sha256"}',
     "ceremony plan": '{"output", "plan": sha256, "ends"}',
+    "ceremony pack": '{"directory", "plan": sha256, "header": sha256}',
     "ceremony status": "as `ceremony verify`",
     "ceremony join": '{"line", "digest", "action"}',
     "ceremony verify": '{"format": "casemate-ceremony-report/1", "holds": bool, "summary", "development": bool, "ceremony", '

@@ -1,4 +1,4 @@
-"""A ceremony without a machine: the real service, with a record made by hand, a kernel and an initrd of a few bytes."""
+"""A ceremony without a machine: the real service and measurements, a record made by hand, kernel and initrd of a few bytes."""
 
 from __future__ import annotations
 
@@ -14,18 +14,20 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from casemate.attestation import record as records
 from casemate.build import ceremony as rules
-from casemate.build import ceremonyhost, forms
+from casemate.build import ceremonyhost
 from casemate.build.ceremony import Part, Plan, Role
 from casemate.build.ceremonyhost import Visit
 from casemate.guest.bootstrap import Bootstrap, serving
 from casemate.guest.kinds import KINDS
 from casemate.image.assemble import Parts
-from casemate.secret import Secret
+from casemate.secureexec import attestation, hostkey
+from casemate.secureexec import header as headers
+from casemate.secureexec.image import read_clear
 
 FILES = {"kernel": b"kernel" * 500, "initrd": b"initrd" * 500, "sbom.spdx.json": b"bill", "packages.txt": b"packages"}
 PEOPLE = {
@@ -43,19 +45,17 @@ def key(name: str) -> ec.EllipticCurvePrivateKey:
 
 
 @cache
-def attestation_key() -> rsa.RSAPrivateKey:
-    return rsa.generate_private_key(public_exponent=65537, key_size=3072)
-
-
-@cache
 def root_pem() -> bytes:
     return ceremonyhost.root_certificate("Example", key("root key"), development=True)
 
 
 @cache
-def host() -> bytes:
-    public = ec.generate_private_key(ec.SECP521R1()).public_key()
-    return public.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+def host_key(name: str) -> ec.EllipticCurvePrivateKey:
+    return ec.generate_private_key(ec.SECP521R1())
+
+
+def host(name: str = "host") -> bytes:
+    return host_key(name).public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
 
 
 def pem(private: Any) -> str:
@@ -76,6 +76,7 @@ def plan(**changed: Any) -> Plan:
             role: Role(tuple(name for name, one in PEOPLE.items() if one == role), quorum)
             for role, quorum in QUORUM.items()
         },
+        {"HKD.crt": host().decode()},
         *(root_pem().decode(), "26.11.0", "b" * 64, "amd64", "6.1", Part("a" * 64, 4096)),
         {name: Part(hashlib.sha256(data).hexdigest(), len(data)) for name, data in FILES.items()},
         values,
@@ -83,18 +84,17 @@ def plan(**changed: Any) -> Plan:
     return replace(made, **changed)
 
 
-@cache
-def certificate() -> bytes:
-    class Names:
-        name, development, lists_at = "Example", True, ""
-
-    form = forms.certificate(Names(), "Casemate ceremony", attestation_key().public_key(), None, 2)
-    return forms.pem(forms.sign(form, attestation_key()))
+def header(made: Plan) -> bytes:
+    """The header of the BootstrapVM's image, packed of a plan."""
+    out = io.BytesIO()
+    ceremonyhost.write_image(made, FILES, out)
+    out.seek(0)
+    return read_clear(out).header.raw
 
 
 def record(made: Plan, values: dict[str, str] | None = None) -> bytes:
     lines = list((values or made.values).items())
-    lines += [("baked:attestation.crt", hashlib.sha256(certificate()).hexdigest()), ("baked:plan.json", made.digest)]
+    lines += [("baked:plan.json", made.digest)]
     return records.build("26.11.0", [("TEE", TEE)], lines)
 
 
@@ -108,12 +108,19 @@ class Clock:
         return time.time() + self.ahead
 
 
-def bootstrap(made: Plan, clock: Any = time.time) -> Bootstrap:
-    text = record(made)
-    signature = records.sign(text, forms.private_pem(attestation_key()))
-    return Bootstrap(
-        *(made.as_bytes(), text, signature, certificate(), Secret(forms.private_pem(attestation_key()))), clock
-    )
+def ultravisor(raw: bytes, opened: str = "host", asked: str = "host") -> Any:
+    """An ultravisor that has opened an image by one host key, and answers by another where a test wants that."""
+    fingerprint = hostkey.HostKey(host_key(opened).public_key()).fingerprint
+    started = attestation.Configuration(headers.parse(raw), b"c" * attestation.CUID, fingerprint)
+
+    def attest(request: bytes, user_data: bytes) -> attestation.Answer:
+        return attestation.perform(request, host_key(asked), started, user_data)
+
+    return attest
+
+
+def bootstrap(made: Plan, clock: Any = time.time, attest: Any = None) -> Bootstrap:
+    return Bootstrap(made.as_bytes(), record(made), attest or ultravisor(header(made)), clock)
 
 
 @dataclass
@@ -149,6 +156,11 @@ class Held:
         self.visit.save(directory)
 
 
+def visit(port: int, made: Plan) -> Visit:
+    """Somebody's way to a ceremony, who has packed the image themselves."""
+    return Visit(f"127.0.0.1:{port}", made, header(made))
+
+
 @contextmanager
 def held(made: Plan | None = None, clock: Any = time.time) -> Iterator[Held]:
     """Open a ceremony on a port of this machine. What the machine does is done when a test says so (``step``)."""
@@ -156,7 +168,7 @@ def held(made: Plan | None = None, clock: Any = time.time) -> Iterator[Held]:
     service = bootstrap(made, clock)
     service.open()
     with serving(service, "127.0.0.1", 0) as port:
-        yield Held(service, Visit(f"127.0.0.1:{port}", made, certificate()), port)
+        yield Held(service, visit(port, made), port)
 
 
 @contextmanager
@@ -176,6 +188,7 @@ def forge(made: Plan, session: rules.Session, who: str, content: bytes, seen: st
     """Return an entry that says of itself what a test wants it to say."""
     import json
 
-    document = json.loads(rules.statement(made, session, who, content, seen, "file")) | said
+    names = ("0" * 64, "1" * 64)
+    document = json.loads(rules.statement(made, session, who, content, seen, "file", names)) | said
     payload = rules.canonical(document)
     return rules.entry(payload, rules.sign(signer, rules.STATEMENT_TYPE, payload), who, content)

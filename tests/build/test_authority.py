@@ -34,7 +34,7 @@ from casemate.image.ca import DevelopmentCA
 from program import Result
 
 if TYPE_CHECKING:
-    from conftest import Token
+    from tokens import Token
 
 Run = Callable[..., Result]
 DAY = datetime.timedelta(days=1)

@@ -24,7 +24,7 @@ from casemate import approval
 from casemate.build import ceremony as rules
 from casemate.build import ceremonyhost, ceremonyreport, forms
 from casemate.build.ceremony import Ceremony, CeremonyError, Part, Role
-from casemate.build.ceremonyhost import Visit, VisitError
+from casemate.build.ceremonyhost import VisitError
 from casemate.build.ceremonypage import page
 from casemate.certificates.chain import verify_chain
 from casemate.errors import CasemateError
@@ -54,9 +54,14 @@ def refused(wanted: str, act: Callable[[], object]) -> None:
 
 
 def report(directory: Path, plan: Any, **more: Any) -> ceremonyreport.Report:
-    data = {name: (directory / name).read_bytes() for name in ("session.json", "transcript.jsonl", "attestation.crt")}
-    transcript = more.pop("transcript", data["transcript.jsonl"])
-    return ceremonyreport.verify(plan, data["session.json"], transcript, data["attestation.crt"], **more)
+    answer, transcript = ((directory / name).read_bytes() for name in ("session.json", "transcript.jsonl"))
+    more = {"transcript": transcript, "evidence": evidence(directory), **more}
+    return ceremonyreport.verify(plan, answer, **more)
+
+
+def evidence(directory: Path) -> rules.Evidence:
+    names = (ceremonyhost.HEADER, ceremonyhost.MEASUREMENT, ceremonyhost.PROTECTION_KEY)
+    return rules.Evidence(*((directory / name).read_bytes() for name in names))
 
 
 # --- the whole --------------------------------------------------------------------------------------------------
@@ -115,7 +120,8 @@ def test_the_page_shows_who_did_what_and_what_is_missing(finished: tuple[Path, A
         assert text in whole
     open_one.approve("alice")
     seen = open_one.visit.look()
-    part = page(ceremonyreport.verify(seen.plan, open_one.visit.answer, seen.as_bytes(), kit.certificate()))
+    visit = open_one.visit
+    part = page(ceremonyreport.verify(seen.plan, visit.answer, seen.as_bytes(), evidence=visit.evidence, asked=True))
     assert "is not complete" in part and "1 of reviewers (bob, carol)" in part
 
 
@@ -123,7 +129,7 @@ def test_the_page_escapes_what_a_plan_says() -> None:
     plan = kit.plan(organization="<script>alert(1)</script>")
     with held(plan) as found:
         seen = found.visit.look()
-        made = page(ceremonyreport.verify(plan, found.visit.answer, seen.as_bytes(), kit.certificate()))
+        made = page(ceremonyreport.verify(plan, found.visit.answer, seen.as_bytes()))
     assert "<script" not in made
 
 
@@ -223,7 +229,7 @@ def test_nothing_is_taken_before_or_after_the_window() -> None:
         refused("CEREMONY-TIME", lambda: found.approve("alice"))
     seen = found.visit.seen
     assert seen is not None
-    payload = rules.statement(plan, seen.session, "alice", b"", seen.head, "file")
+    payload = rules.statement(plan, seen.session, "alice", b"", seen.head, "file", ("0" * 64, "1" * 64))
     signature = rules.sign(key("alice"), rules.STATEMENT_TYPE, payload)
     early = plan.not_before - datetime.timedelta(seconds=1)
     refused("CEREMONY-TIME", lambda: seen.check(payload, signature, "alice", b"", early))
@@ -238,7 +244,7 @@ def test_the_port_opens_with_the_window_and_the_machine_ends_with_it() -> None:
         with pytest.raises(OSError):
             socket.create_connection(("127.0.0.1", thread.port), 1)  # type: ignore[attr-defined]
         time.sleep(3)
-        visit = Visit(f"127.0.0.1:{thread.port}", plan, kit.certificate())  # type: ignore[attr-defined]
+        visit = kit.visit(thread.port, plan)  # type: ignore[attr-defined]
         assert visit.look().lines
         thread.join(10)
         assert not thread.is_alive()
@@ -283,7 +289,7 @@ def test_a_key_of_the_ceremony_is_not_the_next_key_of_anybody(open_one: Held) ->
 def test_content_that_was_not_signed_is_refused(open_one: Held) -> None:
     seen = open_one.visit.look()
     content = rules.next_key(seen.session, "alice", key("alice's next"), "file")
-    payload = rules.statement(seen.plan, seen.session, "alice", content, seen.head, "file")
+    payload = rules.statement(seen.plan, seen.session, "alice", content, seen.head, "file", ("0" * 64, "1" * 64))
     other = rules.next_key(seen.session, "alice", key("mallory"), "file")
     entry = rules.entry(payload, rules.sign(key("alice"), rules.STATEMENT_TYPE, payload), "alice", other)
     refused("CEREMONY-CONTENT", lambda: open_one.visit._ask("POST", "/entry", 1 << 20, entry))
@@ -332,7 +338,7 @@ def test_what_comes_of_contributions_nobody_can_compute() -> None:
 def answers(found: Held) -> dict[str, bytes]:
     """Answers that are not what was asked for, by what is wrong."""
     plan, request = found.service.plan, found.visit.wait("request").request()
-    good = json.loads(ceremonyhost.answer_request(plan, request, key("root key")))
+    good = json.loads(ceremonyhost.answer_request(plan, request, key("root key"), "file"))
     mallory = ec.generate_private_key(ec.SECP384R1())
     names = ceremonyhost._names(plan)
     above = forms.load_certificate(plan.root_certificate.encode())
@@ -445,50 +451,173 @@ def impostor(change: Callable[[dict[str, bytes]], None], plan: Any) -> bytes:
     return rules.canonical({name: rules._b64(one) for name, one in said.items()})
 
 
-def test_an_impostor_is_not_the_bootstrap_vm() -> None:
-    from casemate.attestation import record as records
-
-    plan, mine = kit.plan(), ec.generate_private_key(ec.SECP384R1())
-
-    def own_keys(said: dict[str, bytes]) -> None:
-        session = json.loads(said["session"])
-        said["session"] = rules.canonical({**session, "signing": rules._b64(rules.spki(mine.public_key()))})
+def test_a_session_that_does_not_fit_its_record_or_plan_is_refused() -> None:
+    plan = kit.plan()
 
     def other_record(said: dict[str, bytes]) -> None:
         said["record"] = said["record"].replace(b"a", b"b", 1)
 
-    def other_certificate(said: dict[str, bytes]) -> None:
-        said["certificate"] = kit.root_pem()
+    def no_record(said: dict[str, bytes]) -> None:
+        said["record"] = b"\xff" * 100
 
     def other_start(said: dict[str, bytes]) -> None:
-        """A record that the same key has signed, of another start than the session's."""
         said["record"] = kit.record(plan) + b"\nImage age: 3 days since creation."
-        said["record_signature"] = records.sign(said["record"], forms.private_pem(kit.attestation_key()))
 
-    for change in (own_keys, other_record, other_certificate, other_start):
-        refused(
-            "CEREMONY-SESSION",
-            lambda change=change: rules.open_session(impostor(change, plan), plan, kit.certificate()),
-        )
+    def more(said: dict[str, bytes]) -> None:
+        said["signature"] = b"mine"
+
+    for change in (other_record, no_record, other_start, more):
+        refused("CEREMONY-SESSION", lambda change=change: rules.open_session(impostor(change, plan), plan))
+
+
+def test_an_impostor_is_not_the_bootstrap_vm(open_one: Held) -> None:
+    """All of the image is public, and so anybody can say what its machine says. No ultravisor measures that for them."""
+    plan = open_one.service.plan
+    asked = open_one.visit._ask
+
+    def relays(request: bytes, user_data: bytes) -> Any:
+        """It asks the real machine, whose ultravisor measures the real machine's session."""
+        from casemate.secureexec import attestation
+
+        return attestation.unpack(asked("POST", "/measure", 1 << 20, attestation.pack_request(request)))
+
+    other = kit.plan(organization="Mallory")
+    for attest in (
+        relays,
+        kit.ultravisor(kit.header(plan), opened="mallory"),  # on the right host, with an image opened by another's key
+        kit.ultravisor(kit.header(other)),  # a machine of another image on the right host, which says what it likes
+    ):
+        fake = kit.bootstrap(plan, attest=attest)
+        fake.open()
+        with service.serving(fake, "127.0.0.1", 0) as port:
+            refused("CEREMONY-MEASUREMENT", kit.visit(port, plan).look)
+
+
+def test_a_host_that_the_plan_does_not_name_can_not_answer() -> None:
+    plan = kit.plan()
+    fake = kit.bootstrap(plan, attest=kit.ultravisor(kit.header(plan), "mallory", "mallory"))
+    fake.open()
+    with service.serving(fake, "127.0.0.1", 0) as port:
+        refused("CEREMONY-UNREACHABLE", kit.visit(port, plan).look)  # the request does not open there
+
+
+def test_a_machine_that_begins_again_is_noticed(open_one: Held) -> None:
+    open_one.approve("alice")
+    again = kit.bootstrap(open_one.service.plan)
+    again.open()
+    with service.serving(again, "127.0.0.1", 0) as port:
+        open_one.visit.address = f"127.0.0.1:{port}"
+        refused("CEREMONY-MEASUREMENT", open_one.visit.look)
+
+
+def test_an_ultravisor_that_does_not_answer_is_no_machine_of_the_platform() -> None:
+    from casemate.guest.ultravisor import NoUltravisor
+
+    def silent(request: bytes, user_data: bytes) -> Any:
+        raise NoUltravisor("there is none")
+
+    plan = kit.plan()
+    fake = kit.bootstrap(plan, attest=silent)
+    fake.open()
+    with service.serving(fake, "127.0.0.1", 0) as port:
+        refused("CEREMONY-MEASUREMENT", kit.visit(port, plan).look)
+        for body in (b"x", b"pvattest" + bytes(90)):
+            with pytest.raises(VisitError):
+                kit.visit(port, plan)._ask("POST", "/measure", 4096, body)
 
 
 def test_a_machine_with_another_plan_or_image_is_refused() -> None:
     plan = kit.plan()
     with held(kit.plan(nonce="1" * 32)) as other:
-        refused("CEREMONY-SESSION", Visit(f"127.0.0.1:{other.port}", plan, kit.certificate()).look)
+        refused("CEREMONY-SESSION", kit.visit(other.port, plan).look)
     with held(plan) as found:
         elsewhere = replace(plan, values={**plan.values, "baseimage": "f" * 64})
-        refused("CEREMONY-SESSION", Visit(f"127.0.0.1:{found.port}", elsewhere, kit.certificate()).look)
+        refused("CEREMONY-SESSION", kit.visit(found.port, elsewhere).look)
+
+
+def test_a_real_ceremony_is_not_held_on_a_development_machine() -> None:
+    with pytest.raises(CeremonyError, match="development machine"):
+        kit.bootstrap(kit.plan(development=False))
 
 
 def test_who_replays_a_genuine_session_can_not_seal_a_line(open_one: Held) -> None:
-    """An impostor shows record and session of the real machine, and answers by itself: it lacks the session's key."""
+    """An impostor shows what the real machine says and its measurements, and answers by itself: it lacks the session's key."""
     plan = open_one.service.plan
     fake = kit.bootstrap(plan)
-    fake.answer = open_one.service.answer
+    fake.answer, fake.measure = open_one.service.answer, open_one.service.measure  # type: ignore[method-assign]
     fake.open()
     with service.serving(fake, "127.0.0.1", 0) as port:
-        refused("CEREMONY-TRANSCRIPT", Visit(f"127.0.0.1:{port}", plan, kit.certificate()).look)
+        refused("CEREMONY-TRANSCRIPT", kit.visit(port, plan).look)
+
+
+def test_everybody_packs_the_same_image_of_a_plan_and_it_has_no_secret() -> None:
+    from casemate.secureexec.image import open_image
+
+    plan, images = kit.plan(), [io.BytesIO(), io.BytesIO()]
+    for out in images:
+        ceremonyhost.write_image(plan, FILES, out)
+    assert images[0].getvalue() == images[1].getvalue()
+    assert kit.header(plan) != kit.header(kit.plan(nonce="1" * 32))
+    sinks: dict[str, io.BytesIO] = {}
+    images[0].seek(0)
+    open_image(images[0], kit.host_key("host"), lambda name, size: sinks.setdefault(name, io.BytesIO()))
+    assert b"PRIVATE" not in sinks["initrd"].getvalue() and b"casemate/keys/" not in sinks["initrd"].getvalue()
+
+
+# --- what the ultravisor said, later ----------------------------------------------------------------------------
+
+
+def verdicts(found: ceremonyreport.Report) -> dict[str, str]:
+    return {one.name: one.outcome.value for one in found.checks}
+
+
+def test_the_measurement_is_what_an_auditor_is_shown_of_the_machine(finished: tuple[Path, Any]) -> None:
+    directory, plan = finished
+    good = report(directory, plan, header=kit.header(plan))
+    assert good.holds and verdicts(good)["BootstrapVM"] == verdicts(good)["image of the BootstrapVM"] == "proved"
+    assert {key.name: key.outcome.value for key in good.keys}["BootstrapVM: session (signing, sealing)"] == "proved"
+    none = report(directory, plan, evidence=None)
+    assert not none.holds and verdicts(none)["BootstrapVM"] == "not proved"
+    inside = [key for key in none.keys if key.made == "inside the BootstrapVM"]
+    assert len(inside) == 3 and all(key.outcome.value == "not proved" for key in inside)
+    other = report(directory, plan, header=kit.header(kit.plan(nonce="1" * 32)))
+    assert verdicts(other)["image of the BootstrapVM"] == "refuted"
+
+
+def test_a_measurement_that_nobody_signed_shows_nothing(finished: tuple[Path, Any]) -> None:
+    """Who asked has the key of the answer, and can make others: here with no machine at all, by the host's own key."""
+    from casemate.secureexec import attestation
+
+    directory, plan = finished
+    session = rules.open_session((directory / "session.json").read_bytes(), plan)
+    request, secret = rules.ask(plan)
+    forged = kit.ultravisor(kit.header(plan))(attestation.unpack(request).request, session.user_data)
+    mine = rules.Evidence(kit.header(plan), attestation.pack_answer(forged), secret)
+    assert rules.measured(plan, session, mine) == "HKD.crt"  # by itself it holds
+    assert verdicts(report(directory, plan, evidence=mine))["BootstrapVM"] == "not proved"
+
+
+@pytest.mark.parametrize("part", ["header", "answer", "key"])
+def test_evidence_that_was_changed_is_refused(finished: tuple[Path, Any], part: str) -> None:
+    directory, plan = finished
+    kept = evidence(directory)
+    data = bytearray(getattr(kept, part))
+    for at in (0, len(data) // 2, len(data) - 1):
+        changed = bytes(data[:at]) + bytes([data[at] ^ 1]) + bytes(data[at + 1 :])
+        found = report(directory, plan, evidence=replace(kept, **{part: changed}))
+        assert verdicts(found)["BootstrapVM"] in ("refuted", "not proved") and not found.holds
+
+
+def test_somebody_who_signed_another_image_is_named(open_one: Held) -> None:
+    open_one.approve("alice")
+    seen = open_one.visit.look()
+    content = rules.next_key(seen.session, "bob", key("bob's next"), "file")
+    entry = kit.forge(seen.plan, seen.session, "bob", content, seen.head, key("bob"))
+    open_one.visit._ask("POST", "/entry", 1 << 20, entry)
+    seen, visit = open_one.visit.look(), open_one.visit
+    found = ceremonyreport.verify(seen.plan, visit.answer, seen.as_bytes(), evidence=visit.evidence)
+    assert verdicts(found)["BootstrapVM"] == "refuted"
+    assert "bob" in next(one.why for one in found.checks if one.name == "BootstrapVM")
 
 
 # --- the port ---------------------------------------------------------------------------------------------------

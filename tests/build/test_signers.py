@@ -19,7 +19,7 @@ from casemate.build import signers
 from casemate.build.signers import SignerError, TokenSigner, find
 
 if TYPE_CHECKING:
-    from conftest import Token
+    from tokens import Token
 
 GOOD = "pkcs11:token=t;object=o?module-path=/lib/m.so&pin-source=file:/run/pin"
 
@@ -132,6 +132,20 @@ def test_a_token_signs_and_openssl_agrees(token: Token, algorithm: str, tmp_path
     (tmp_path / "msg").write_bytes(message)
     command = ["openssl", "dgst", "-sha512", "-verify", "pub", "-signature", "sig", "msg"]
     assert b"Verified OK" in subprocess.run(command, cwd=tmp_path, check=True, capture_output=True).stdout
+
+
+@pytest.mark.components
+def test_two_keys_of_one_token_sign_at_once(token: Token, tmp_path: Path) -> None:
+    """As a reviewer does who has today's key and the next in the same token."""
+    one, other = (find(token.uri(name), tmp_path) for name in ("one", "other"))
+    one.generate("p-384")
+    with one.open() as first:
+        other.generate("p-384")
+        with other.open() as second:
+            assert second.sign(b"x", ec.ECDSA(hashes.SHA384())) and first.public_key() != second.public_key()
+        assert first.sign(b"x", ec.ECDSA(hashes.SHA384()))
+    token.pin.write_text("000000\n")
+    assert refused(lambda: one.open().__enter__()) == "SIGNER-PIN"  # the login ended with the first
 
 
 @pytest.mark.components

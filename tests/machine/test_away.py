@@ -165,9 +165,9 @@ def test_lines_are_counted_as_they_leave(crowd: Crowd) -> None:
 
 
 def test_whoever_ends_the_watcher_of_the_containers_ends_the_machine(crowd: Crowd) -> None:
-    crowd.ask(
-        "(sleep 1; kill -9 $(grep -l '[c]asemate.guest.container' /proc/[0-9]*/cmdline | cut -d/ -f3)) > /dev/null 2>&1 &"
-    )
+    find = "tr '\\0' ' ' < $each/cmdline | grep -q 'start.py [c]ontainer'"
+    kill = f"for each in /proc/[0-9]*; do if {find}; then kill -9 ${{each#/proc/}}; fi; done"
+    crowd.ask(f"(sleep 1; {kill}) > /dev/null 2>&1 &")
     end = time.monotonic() + 120
     while crowd.machine.running:
         assert time.monotonic() < end, crowd.machine.last_lines(20)

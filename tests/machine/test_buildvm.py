@@ -14,14 +14,17 @@ from buildvm_kit import Reviewers
 from surroundings import PATIENCE, World
 
 from casemate.attestation.verify import verify
-from casemate.build import buildvm, forms, rehearsal
+from casemate.build import buildvm, ceremonyhost, forms, rehearsal, signers
+from casemate.build import ceremony as rules
 from casemate.build import job as jobs
+from casemate.certificates.chain import verify_chain
 from casemate.demo import parties
 from casemate.errors import CasemateError
 from casemate.machine import home
 from casemate.machine.machines import MachineError, Specification, up
 from casemate.machine.ultravisor import SoftwareUltravisor
 from program import Result as Run
+from tokens import Token
 
 pytestmark = pytest.mark.machines
 
@@ -38,17 +41,18 @@ class Built:
     state: Path
     image: Path
     result: jobs.Result
+    root: signers.Signer
 
 
 @pytest.fixture(scope="module")
-def built(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Built]:
-    directory, reviewers = tmp_path_factory.mktemp("buildvm"), Reviewers()
+def built(tmp_path_factory: pytest.TempPathFactory, new_token: Callable[[], Token]) -> Iterator[Built]:
+    directory, reviewers, token = tmp_path_factory.mktemp("buildvm"), Reviewers(), new_token()
     cache = home.directory() / "cache"
-    rehearsal.hold(directory / "ceremony", patience=PATIENCE)
+    rehearsal.hold(directory / "ceremony", keys=token.uri("{}"), patience=PATIENCE)  # every key of a person in an HSM
     builder = buildvm.BuilderDirectory(directory / "ceremony/buildvm")
     reviewers.file = (builder.path / "reviewers.json").read_bytes()
     for name in ("alice", "bob"):  # their next keys: none that was used in the ceremony is valid after it
-        reviewers.keys[name] = forms.load_private((directory / f"ceremony/{name}.key").read_bytes())
+        reviewers.signers[name] = signers.find(token.uri(f"{name}-next"), directory)
     ready = buildvm.ready_parts("amd64", "layer", cache)
     hosts = (("development.crt", SoftwareUltravisor.load_or_create().document),)
     job = jobs.Job("image", "buildvm", 1, "", hosts=hosts, **ready.job_fields()).as_bytes()
@@ -59,7 +63,8 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Built]:
         memory_mib=1024,
         timeout=PATIENCE,
     )
-    yield Built(builder, reviewers, ready, job, approval, directory / "state.img", image, result)
+    root = signers.find(token.uri("root"), directory)
+    yield Built(builder, reviewers, ready, job, approval, directory / "state.img", image, result, root)
 
 
 def test_the_builder_came_of_a_ceremony_that_verifies(built: Built, run: Callable[..., Run]) -> None:
@@ -68,8 +73,10 @@ def test_the_builder_came_of_a_ceremony_that_verifies(built: Built, run: Callabl
     report = json.loads(done.out)
     assert done.code == 0 and report["holds"] and report["development"], done.err
     assert [step["action"] for step in report["steps"]][-3:] == ["built", "witness", "end"]
-    inside = [key for key in report["keys"] if key["made"] == "inside the BootstrapVM"]
-    assert {key["name"].partition(":")[0] for key in inside} >= {"intermediate", "BuildVM"}
+    # every private key was shown to have been in a TEE or an HSM only
+    assert {key["made"] for key in report["keys"]} == {"inside the BootstrapVM", "a token (HSM)"}
+    assert all(key["verdict"] == "proved" for key in report["keys"]), report["keys"]
+    assert not list(directory.glob("*.key"))[1:] and (directory / "measurement.key").is_file()
     transcript = directory / "transcript.jsonl"
     lines = transcript.read_bytes().splitlines(keepends=True)
     transcript.write_bytes(b"".join(lines[:3] + lines[4:]))  # somebody's part is taken out
@@ -78,6 +85,20 @@ def test_the_builder_came_of_a_ceremony_that_verifies(built: Built, run: Callabl
     finally:
         transcript.write_bytes(b"".join(lines))
     assert (built.builder.path / "root.crt").read_bytes() == (directory / "root.crt").read_bytes()
+
+
+def test_whoever_has_the_plan_packs_the_machine_that_was_measured(
+    built: Built, run: Callable[..., Run], tmp_path: Path
+) -> None:
+    directory = built.builder.path.parent
+    done = run("ceremony", "pack", tmp_path / "mine", "--plan", directory / "plan.json", "--json")
+    assert done.code == 0, done.err
+    images = [(path / "casemate.img").read_bytes() for path in (tmp_path / "mine", directory / "bootstrap")]
+    assert images[0] == images[1]
+    words = ("ceremony", "verify", directory, "--root", directory / "root.crt", "--json", "--bootstrap")
+    report = json.loads(run(*words, tmp_path / "mine").out)
+    assert {check["name"]: check["verdict"] for check in report["checks"]}["image of the BootstrapVM"] == "proved"
+    assert run(*words, built.builder.path).code == 1  # that is another image
 
 
 def test_the_image_was_made_by_the_machine_whose_record_says_so(built: Built) -> None:
@@ -155,3 +176,46 @@ def test_the_same_job_again_is_refused_and_nothing_is_put_out(built: Built, tmp_
             timeout=PATIENCE,
         )
     assert not (tmp_path / "again").exists()
+
+
+def do(
+    built: Built, builder: buildvm.BuilderDirectory, job: bytes, revision: int, state: Path, out: Path
+) -> jobs.Result:
+    """Have a builder machine do a job that its reviewers approve."""
+    files, archive = buildvm.files_of(job)
+    approval = built.reviewers.approve(job, revision, by=("alice", "bob"))
+    return buildvm.run(*(builder, job, approval, files, state, out), archive=archive, memory_mib=1024, timeout=PATIENCE)
+
+
+def test_a_builder_takes_certificates_back_and_makes_its_successor_which_works(built: Built, tmp_path: Path) -> None:
+    moment = datetime.datetime.now(datetime.UTC)
+    attestation, intermediate = ((built.image / name).read_bytes() for name in ("attestation.crt", "intermediate.crt"))
+    root = (built.builder.path / "root.crt").read_bytes()
+    serial = forms.load_certificate(attestation).serial_number
+
+    def proved(revocation: bytes, leaf: bytes = attestation, above: bytes = intermediate) -> bool:
+        lists = [revocation, (built.image / "root.crl.pem").read_bytes()]
+        return verify_chain(leaf, [root], lists, time=moment + datetime.timedelta(hours=1), untrusted=[above]).proved
+
+    assert proved((built.image / "crl.pem").read_bytes())
+    listing = buildvm.make_job(built.builder, "crl", after=built.job, revoke=[f"{serial:x}:key-compromise"]).as_bytes()
+    result = do(built, built.builder, listing, 2, built.state, tmp_path / "list")
+    assert result.mode == "crl" and not proved((tmp_path / "list/crl.pem").read_bytes())
+
+    following = buildvm.make_job(built.builder, "builder", after=listing).as_bytes()
+    result = do(built, built.builder, following, 3, built.state, tmp_path / "next")
+    assert (result.mode, result.generation) == ("builder", 1)
+    last = buildvm.make_job(built.builder, "image", after=following).as_bytes()
+    with pytest.raises(MachineError, match="HPL17004E"):  # it has a successor, and makes no more images
+        do(built, built.builder, last, 4, built.state, tmp_path / "refused")
+
+    plan = rules.parse_plan((built.builder.path.parent / "plan.json").read_bytes())
+    request = (tmp_path / "next/intermediate.csr").read_bytes()
+    with built.root.open() as key:  # in its token
+        answer = json.loads(ceremonyhost.answer_request(plan, request, key, rules.TOKEN))["certificate"].encode()
+    successor = buildvm.BuilderDirectory(tmp_path / "next")
+    first = buildvm.make_job(successor, "crl", intermediate=answer).as_bytes()
+    result = do(built, successor, first, 1, tmp_path / "next.state", tmp_path / "first")
+    assert result.generation == 2 and (tmp_path / "first/crl.pem").is_file()
+    certificate = (tmp_path / "next/attestation.crt").read_bytes()  # the old builder's key has certified it
+    assert proved((tmp_path / "list/crl.pem").read_bytes(), certificate)

@@ -1,40 +1,57 @@
-"""A third seed from a key service, in real machines: made, unwrapped at the next start, and the end of a revoked key."""
+"""A volume that outsiders have a say in, in real machines: a third seed from a key service, and a freshness anchor.
+
+Made, opened again at the next start, ended with a revoked key, refused where the disk was put back to an earlier state.
+"""
 
 from __future__ import annotations
 
 import base64
+import shutil
 import time
 
 import pytest
-from surroundings import PATIENCE, World
+from surroundings import PATIENCE, World, attempt
 
+from casemate.demo.anchor import AnchorServer
 from casemate.demo.keyservice import KeyServer
 from casemate.demo.pki import Authority
 from casemate.demo.services import GATEWAY
-from casemate.machine.machines import up
+from casemate.machine.machines import Specification, up
 
 pytestmark = pytest.mark.machines
 API_KEY = "MARK-api-key-0123456789"
 
 
-def test_a_third_seed_opens_the_volume_again_and_a_revoked_key_stops_the_machine(world: World) -> None:
-    authority = Authority.create("Key service authority")
-    with KeyServer.running(world.directory / "keys", authority, API_KEY) as keys:
-        key = keys.create()
-        env = world.env()
-        env["volumes"]["data"]["kms"] = [keys.entry(key, GATEWAY)]
+def start(specification: Specification) -> str:
+    """Start a machine and end it in good order; return what it said."""
+    machine = up(specification, timeout=PATIENCE)
+    try:
+        machine.stop()
+        return machine.console()
+    finally:
+        machine.down(0.0)
+
+
+def test_a_key_service_and_an_anchor_guard_a_volume(world: World) -> None:
+    authority, clients = Authority.create("Authority of both services"), Authority.create("Clients of the anchor")
+    with (
+        KeyServer.running(world.directory / "keys", authority, API_KEY) as keys,
+        AnchorServer.running(world.directory / "anchor", authority, clients.certificate) as anchor,
+    ):
+        key, client = keys.create(), clients.client("machine")
+        workload, env = world.workload(), world.env()
+        workload["volumes"]["data"] |= {"filesystem": "btrfs", "integrity": "hmac-sha256"}
+        env["volumes"]["data"] |= {"kms": [keys.entry(key, GATEWAY)], "anchor": anchor.entry("data", client, GATEWAY)}
         both = world.registry.authority + authority.certificate
         env["cacerts"] = [{"authorities": base64.b64encode(both).decode()}]
-        data = world.data("third")
-        specification = world.specification("t-key-service", world.contract(env=env), data=(data,))
+        data = world.data("guarded")
+        specification = world.specification("t-guarded", world.contract(workload, env), data=(data,))
 
-        machine = up(specification, timeout=PATIENCE)
-        try:
-            first = machine.console()
-            machine.stop()
-        finally:
-            machine.down(0.0)
-        assert "HPL02001I: Volume data has been made" in first
+        first = start(specification)
+        assert "HPL02001I: Volume data has been made" in first and "HPL07025I: Volume data: its anchor is at" in first
+        raised = anchor.numbers["data"]
+        earlier = data.path.with_suffix(".earlier")
+        shutil.copyfile(data.path, earlier)
 
         machine = up(specification, timeout=PATIENCE)
         try:
@@ -44,8 +61,16 @@ def test_a_third_seed_opens_the_volume_again_and_a_revoked_key_stops_the_machine
             while machine.running:
                 assert time.monotonic() < end, machine.last_lines()
                 time.sleep(0.2)
-            last = machine.console()
+            second = machine.console()
         finally:
             machine.down(0.0)
-    assert "HPL18008E" in last and "HPL10000E: Service failed -> hpl-key-check" in last
-    assert API_KEY not in first + last + "\n".join(world.logs.lines())
+        assert "HPL18008E" in second and "HPL10000E: Service failed -> hpl-key-check" in second
+        assert anchor.numbers["data"] > raised
+
+        keys.enable(key)
+        earlier.replace(data.path)  # whoever has the disk puts back what it was
+        outcome = attempt(specification)
+        assert outcome.reason.startswith("HPL07022E: "), outcome.console[-3000:]
+        assert "HPL02002I" not in outcome.console and "HPL08008I" not in outcome.console
+    said = first + second + outcome.console + "\n".join(world.logs.lines())
+    assert API_KEY not in said and client.key.decode().splitlines()[1] not in said

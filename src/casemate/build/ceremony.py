@@ -1,21 +1,24 @@
 """The bootstrap ceremony: plan, statements, transcript, and every rule of it. Pure: the machine and the auditor use the same.
 
     plan = parse_plan(data)
-    session = open_session(answer, plan, certificate)        # what speaks is the BootstrapVM of this plan, or it is refused
+    session = open_session(answer, plan)                     # what speaks says it is the BootstrapVM of this plan
+    measured(plan, session, evidence)                        # and it is: an ultravisor says so, or it is refused
     ceremony = Ceremony.replay(plan, session, transcript)    # each line by the rules that the machine went by
     ceremony.check(statement, content, now)                  # may this persona do this now? raises CeremonyError
-    report = verify(plan, answer, transcript, certificate)
+    report = verify(plan, answer, transcript, evidence=evidence)
 
 **The plan** (``casemate-ceremony/1``) names people, their public keys, one role for each, how many of a role must act, the
 window, the root's certificate, and by hash all that the BuildVM is made of. It is baked into the BootstrapVM's image, so the
 record has it.
 
 **The session**: keys that the BootstrapVM makes at its start, one that signs (P-384) and one that secrets are sealed for
-(X25519),
-in a statement by its attestation key over plan, record and both keys.
+(X25519), in a document with plan and record. The image has no key and no secret: everybody packs it of the plan, with the
+same bytes (:func:`image_seed`). That this image runs, on a host of the plan, and has made this session, its ultravisor tells to
+each who asks (:func:`ask`, :func:`measured`).
 
 **A statement** is what a persona signs: ceremony, session, name, role, action, SHA-256 of the content, the line of the transcript
-that they saw last, and where their key is. So it counts in this ceremony, for this part, once, and nowhere else.
+that they saw last, where their key is, and SHA-256 of the image's header and of the ultravisor's answer that they have
+verified. So it counts in this ceremony, for this part, once, and nowhere else.
 
 **The transcript** has a line for each step, with the hash of the line before, sealed by the session's key. A line of a
 persona has their statement. Contributed secrets are not in it: only SHA-256 over a salt and the secret, and neither.
@@ -58,19 +61,18 @@ from casemate.errors import CasemateError
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
-    from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey
     from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
-FORMAT, SESSION_FORMAT = "casemate-ceremony/1", "casemate-ceremony-session/1"
-STATEMENT_FORMAT = "casemate-ceremony-statement/1"
-SESSION_TYPE = "application/vnd.casemate.ceremony-session+json"
+FORMAT, SESSION_FORMAT = "casemate-ceremony/2", "casemate-ceremony-session/2"
+STATEMENT_FORMAT = "casemate-ceremony-statement/2"
+_USER_DATA = b"casemate-ceremony-session/2\0"
 STATEMENT_TYPE = "application/vnd.casemate.ceremony-statement+json"
 LINE_TYPE = "application/vnd.casemate.ceremony-line+json"
 NEXT_KEY_TYPE = "application/vnd.casemate.ceremony-next-key+json"
 
 LARGEST_PLAN, LARGEST_CONTENT, LARGEST_LINE, MOST_LINES = 256 << 10, 256 << 10, 1 << 20, 256
 LARGEST_ANSWER, LARGEST_TRANSCRIPT = 256 << 10, 32 << 20
-LONGEST_MINUTES, MOST_PERSONAS = 24 * 60, 64
+LONGEST_MINUTES, MOST_PERSONAS, MOST_HOSTS = 24 * 60, 64, 16
 START = "0" * 64
 REVIEWERS, HOSTS, CUSTODIANS, ROOT, AUDITOR = "reviewers", "hosts", "custodians", "root", "auditor"
 ACTIONS = {REVIEWERS: "approve", HOSTS: "hosts", CUSTODIANS: "contribute", ROOT: "certify", AUDITOR: "witness"}
@@ -113,6 +115,7 @@ class Plan:
     """A plan. ``nonce`` makes each ceremony another (32 hex digits); times are UTC, whole seconds.
 
     ``minutes``: how long the machine is open at most, within the window. ``personas``: public keys (PEM) by name.
+    ``hosts``: host key documents (PEM) by name, of the machines that may run the BootstrapVM.
     ``revision``, ``source``: what reviewers have read, SHA-256 over our source. ``root``
     and ``parts``: the root archive and the files that the BuildVM is made of; ``values``: what a record of both machines says.
     """
@@ -127,6 +130,7 @@ class Plan:
     minutes: int
     personas: dict[str, str]
     roles: dict[str, Role]
+    hosts: dict[str, str]
     root_certificate: str
     revision: str
     source: str
@@ -143,7 +147,7 @@ class Plan:
             **{"format": FORMAT, "name": self.name, "organization": self.organization, "builder": self.builder},
             **{"nonce": self.nonce, "development": self.development, "minutes": self.minutes},
             **{"not_before": text_of(self.not_before), "not_after": text_of(self.not_after)},
-            **{"personas": self.personas, "root_certificate": self.root_certificate},
+            **{"personas": self.personas, "hosts": self.hosts, "root_certificate": self.root_certificate},
             "roles": {name: {"members": list(one.members), "quorum": one.quorum} for name, one in self.roles.items()},
             **{"revision": self.revision, "source": self.source, "arch": self.arch, "release": self.release},
             "root": {"sha256": self.root.sha256, "size": self.root.size},
@@ -212,6 +216,7 @@ def parse_plan(data: bytes) -> Plan:
         minutes=document["minutes"],
         personas=personas,
         roles=roles,
+        hosts=_plan_hosts(document["hosts"]),
         root=_part(document["root"]),
         parts={name: _part(one) for name, one in parts.items()},
         values=dict(values),
@@ -253,6 +258,25 @@ def _roles(said: object) -> dict[str, Role]:
     return roles
 
 
+def _plan_hosts(said: object) -> dict[str, str]:
+    if not isinstance(said, dict) or not 1 <= len(said) <= MOST_HOSTS:
+        raise _error("PLAN", f"1 to {MOST_HOSTS} hosts may run the BootstrapVM", "give their host key documents")
+    for name, document in said.items():
+        _host(name, document, "PLAN")
+    return dict(said)
+
+
+def _host(name: object, document: object, kind: str) -> None:
+    from casemate.secureexec import hostkey
+
+    if not isinstance(name, str) or not _WORD.fullmatch(name) or not isinstance(document, str):
+        raise _error(kind, "a host has a name and a document", "give the host key document")
+    try:
+        hostkey.load(document.encode(), check_validity=False)
+    except CasemateError as error:
+        raise _error(kind, f"{name}: {error.cause}", "give the host key document") from None
+
+
 def _part(said: object) -> Part:
     if not isinstance(said, dict) or set(said) != {"sha256", "size"}:
         raise _error("PLAN", "a part has a SHA-256 and a size", "casemate ceremony plan writes one")
@@ -268,82 +292,48 @@ def _part(said: object) -> Part:
 
 @dataclass(frozen=True, slots=True)
 class Session:
-    """A BootstrapVM that has shown what it is. ``digest``: of the statement (hex); ``signing`` is a key, ``sealing`` 32 bytes."""
+    """What a BootstrapVM says it is; that it is one, only its ultravisor shows (:func:`measured`).
+
+    ``digest``: of the session's document, hex; ``signing`` is a key, ``sealing`` 32 bytes; ``user_data``: what the ultravisor
+    has to measure.
+    """
 
     digest: str
     signing: Any
     sealing: bytes
     record: bytes
     development: bool
+    user_data: bytes
 
 
-def make_session(
-    plan: Plan,
-    record: bytes,
-    record_signature: bytes,
-    certificate: bytes,
-    attestation_key: RSAPrivateKey,
-    signing: EllipticCurvePrivateKey,
-    sealing: X25519PrivateKey,
-) -> bytes:
-    """Return what the BootstrapVM answers to who asks what it is: record, certificate, session, signatures; JSON."""
-    from cryptography.hazmat.primitives.asymmetric.padding import PKCS1v15
-    from cryptography.hazmat.primitives.hashes import SHA256
+def make_session(plan: Plan, record: bytes, signing: EllipticCurvePrivateKey, sealing: X25519PrivateKey) -> bytes:
+    """Return what the BootstrapVM answers to who asks what it is: its record, and the session; JSON."""
     from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
     payload = canonical(
         {
             **{"format": SESSION_FORMAT, "ceremony": plan.digest, "record": hashlib.sha256(record).hexdigest()},
-            "certificate": hashlib.sha256(certificate).hexdigest(),
             "signing": _b64(spki(signing.public_key())),
             "sealing": _b64(sealing.public_key().public_bytes(Encoding.Raw, PublicFormat.Raw)),
         }
     )
-    signature = attestation_key.sign(pae(SESSION_TYPE, payload), PKCS1v15(), SHA256())
-    parts = {"record": record, "record_signature": record_signature, "certificate": certificate}
-    return canonical({name: _b64(one) for name, one in {**parts, "session": payload, "signature": signature}.items()})
+    return canonical({"record": _b64(record), "session": _b64(payload)})
 
 
-def open_session(answer: bytes, plan: Plan, certificate: bytes) -> Session:
-    """Return the session of a BootstrapVM that proves to be the one of this plan. Raises :class:`CeremonyError`.
-
-    ``certificate``: its attestation certificate (PEM), from a way that is trusted: from who made the image, by fingerprint.
-    """
-    from cryptography import x509
-    from cryptography.exceptions import InvalidSignature
-    from cryptography.hazmat.primitives.asymmetric.padding import PKCS1v15
-    from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
-    from cryptography.hazmat.primitives.hashes import SHA256
+def open_session(answer: bytes, plan: Plan) -> Session:
+    """Return the session of a machine that says it is the BootstrapVM of this plan. Raises :class:`CeremonyError`."""
     from cryptography.hazmat.primitives.serialization import load_der_public_key
 
     from casemate.attestation import record as records
 
     document = _object(answer, LARGEST_ANSWER, "SESSION", "answer")
-    if set(document) != {"record", "record_signature", "certificate", "session", "signature"}:
+    if set(document) != {"record", "session"}:
         raise _error("SESSION", "this is no answer of a BootstrapVM", "is it the right address?")
     said = {name: _unb64(one, "SESSION") for name, one in document.items()}
-    if said["certificate"] != certificate:
-        raise _error(
-            "SESSION",
-            "the machine shows another attestation certificate than its image has",
-            "this is not the BootstrapVM",
-        )
     try:
-        key = x509.load_pem_x509_certificate(certificate).public_key()
-        if not isinstance(key, RSAPublicKey):
-            raise ValueError
-    except ValueError:
-        raise _error(
-            "SESSION", "the attestation certificate can't be read", "give attestation.crt of the image"
-        ) from None
-    try:
-        key.verify(said["record_signature"], said["record"], PKCS1v15(), SHA256())
-        key.verify(said["signature"], pae(SESSION_TYPE, said["session"]), PKCS1v15(), SHA256())
-    except InvalidSignature:
-        raise _error(
-            "SESSION", "record or session are not signed by the BootstrapVM's key", "this is not the BootstrapVM"
-        ) from None
-    record = records.parse(said["record"])
+        record = records.parse(said["record"])
+    except CasemateError as error:
+        raise _error("SESSION", f"the machine's record is none: {error.cause}", "is it the right address?") from None
     wanted = {**plan.values, "baked:plan.json": plan.digest}
     for name, value in wanted.items():
         if record.hashes.get(name) != value:
@@ -355,7 +345,6 @@ def open_session(answer: bytes, plan: Plan, certificate: bytes) -> Session:
     expected = {
         **{"format": SESSION_FORMAT, "ceremony": plan.digest},
         "record": hashlib.sha256(said["record"]).hexdigest(),
-        "certificate": hashlib.sha256(certificate).hexdigest(),
     }
     if set(session) != {*expected, "signing", "sealing"} or any(session[name] != one for name, one in expected.items()):
         raise _error("SESSION", "the session is of another record, plan or machine", "this is not the BootstrapVM")
@@ -367,7 +356,77 @@ def open_session(answer: bytes, plan: Plan, certificate: bytes) -> Session:
     if getattr(getattr(loaded, "curve", None), "name", "") != "secp384r1" or len(sealing) != 32:
         raise _error("SESSION", "the session's keys are none", "this is not the BootstrapVM")
     marked = "DEVELOPMENT" in record.facts.get(records.TEE, "").upper()
-    return Session(hashlib.sha256(said["session"]).hexdigest(), loaded, sealing, said["record"], marked)
+    if marked and not plan.development:
+        raise _error("SESSION", "a development machine holds no real ceremony", "start it on a host of the plan")
+    digest, user_data = (
+        hashlib.sha256(said["session"]).hexdigest(),
+        _USER_DATA + hashlib.sha512(said["session"]).digest(),
+    )
+    return Session(digest, loaded, sealing, said["record"], marked, user_data)
+
+
+# --- what the ultravisor says -----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """That an ultravisor has measured the machine together with its session.
+
+    ``header``: of the BootstrapVM's image, as who asked has packed it; ``answer``: the file of the attestation
+    (:mod:`casemate.secureexec.attestation`); ``key``: the protection key of the request, 32 bytes. Who has the key can make
+    answers of his own: so it proves something to who asked, and to others as far as they believe who asked, and signed
+    ``names``.
+    """
+
+    header: bytes
+    answer: bytes
+    key: bytes = field(repr=False)
+
+    @property
+    def names(self) -> tuple[str, str]:
+        """SHA-256 of header and answer, hex: what a statement says."""
+        return hashlib.sha256(self.header).hexdigest(), hashlib.sha256(self.answer).hexdigest()
+
+
+def image_seed(plan: Plan) -> bytes:
+    """Return what the BootstrapVM's image is packed with: it has no secret, and everybody packs the same bytes of a plan."""
+    return hashlib.sha512(f"casemate-ceremony image {plan.digest}".encode()).digest()
+
+
+def host_keys(plan: Plan) -> list[Any]:
+    """Return the keys of the hosts that may run the BootstrapVM."""
+    from casemate.secureexec import hostkey
+
+    return [hostkey.load(document.encode(), check_validity=False) for document in plan.hosts.values()]
+
+
+def ask(plan: Plan) -> tuple[bytes, bytes]:
+    """Return a request for the ultravisor of the BootstrapVM, as a file, and its protection key."""
+    from casemate.secureexec import attestation
+
+    flags = attestation.IMAGE_HOST_KEY | attestation.ATTESTATION_HOST_KEY
+    request, key = attestation.create(host_keys(plan), flags)
+    return attestation.pack_request(request), key
+
+
+def measured(plan: Plan, session: Session, evidence: Evidence) -> str:
+    """Return the host (its name in the plan) whose ultravisor has measured the plan's image, and this session in it.
+
+    Raises :class:`CeremonyError` (``CEREMONY-MEASUREMENT``).
+    """
+    from casemate.secureexec import attestation, header
+
+    try:
+        image = header.parse(evidence.header)
+        found = attestation.verify(attestation.unpack(evidence.answer), evidence.key, image)
+    except CasemateError as error:
+        raise _error("MEASUREMENT", error.cause, "this is not the BootstrapVM, or not of your plan") from None
+    if found.user_data != session.user_data:
+        raise _error("MEASUREMENT", "the ultravisor has measured another session", "this is not the BootstrapVM")
+    for name, key in zip(plan.hosts, host_keys(plan), strict=True):
+        if found.image_host_key == found.attestation_host_key == key.fingerprint:
+            return name
+    raise _error("MEASUREMENT", "the machine runs on a host that the plan does not name", "start it where it may run")
 
 
 # --- statements -------------------------------------------------------------------------------------------------
@@ -375,7 +434,10 @@ def open_session(answer: bytes, plan: Plan, certificate: bytes) -> Session:
 
 @dataclass(frozen=True, slots=True)
 class Statement:
-    """What a persona has signed. ``custody`` is where they say that their key is: ``token`` or ``file``."""
+    """What a persona has signed. ``custody`` is where they say that their key is: ``token`` or ``file``.
+
+    ``header``, ``measurement``: what they have verified of the machine (:attr:`Evidence.names`).
+    """
 
     persona: str
     role: str
@@ -383,16 +445,20 @@ class Statement:
     content: str
     seen: str
     custody: str
+    header: str
+    measurement: str
 
 
-def statement(plan: Plan, session: Session, persona: str, content: bytes, seen: str, custody: str) -> bytes:
+def statement(
+    plan: Plan, session: Session, persona: str, content: bytes, seen: str, custody: str, names: tuple[str, str]
+) -> bytes:
     """Return what a persona signs. Raises :class:`CeremonyError` where the plan has no such persona."""
     role = plan.role_of(persona)
     return canonical(
         {
             **{"format": STATEMENT_FORMAT, "ceremony": plan.digest, "session": session.digest, "persona": persona},
             **{"role": role, "action": ACTIONS[role], "content": hashlib.sha256(content).hexdigest()},
-            **{"seen": seen, "custody": custody},
+            **{"seen": seen, "custody": custody, "header": names[0], "measurement": names[1]},
         }
     )
 
@@ -659,11 +725,13 @@ class Ceremony:
                 "PERSONA", "it is not signed with the key that the plan has for this name", "sign with your own key"
             )
         document = _object(payload, 4096, "STATEMENT", "statement")
-        keys = {"format", "ceremony", "session", "persona", "role", "action", "content", "seen", "custody"}
+        keys = {"format", "ceremony", "session", *Statement.__slots__}
         if set(document) != keys or not all(isinstance(one, str) for one in document.values()):
             raise _error("STATEMENT", "it is no statement of a ceremony", "casemate ceremony join makes one")
         if document["format"] != STATEMENT_FORMAT or document["custody"] not in (TOKEN, FILE):
             raise _error("STATEMENT", "it is no statement of this form", "casemate ceremony join makes one")
+        if not _HEX.fullmatch(document["header"]) or not _HEX.fullmatch(document["measurement"]):
+            raise _error("STATEMENT", "it names no image and no measurement", "casemate ceremony join makes one")
         if document["ceremony"] != self.plan.digest or document["session"] != self.session.digest:
             raise _error(
                 "OTHER", "the statement is of another ceremony, or of another session", "sign it anew, for this one"
@@ -824,8 +892,6 @@ def built_files(line: Line) -> dict[str, Part]:
 
 def hosts_of(content: bytes) -> list[tuple[str, bytes]]:
     """Return names and host key documents of what was given. Raises :class:`CeremonyError`."""
-    from casemate.secureexec import hostkey
-
     said = _object(content, LARGEST_CONTENT, "CONTENT", "list of hosts")
     hosts = said.get("hosts")
     if set(said) != {"hosts"} or not isinstance(hosts, list) or not 1 <= len(hosts) <= 64:
@@ -833,13 +899,10 @@ def hosts_of(content: bytes) -> list[tuple[str, bytes]]:
     found: list[tuple[str, bytes]] = []
     for one in hosts:
         name, document = (one.get("name"), one.get("document")) if isinstance(one, dict) else (None, None)
-        if not isinstance(name, str) or not _WORD.fullmatch(name) or not isinstance(document, str) or len(one) != 2:
+        _host(name, document, "CONTENT")
+        if len(one) != 2:
             raise _error("CONTENT", "a host has a name and a document", "casemate ceremony join makes it")
-        try:
-            hostkey.load(document.encode(), check_validity=False)
-        except CasemateError as error:
-            raise _error("CONTENT", f"{name}: {error.cause}", "give the host key document") from None
-        found.append((name, document.encode()))
+        found.append((str(name), str(document).encode()))
     if len({name for name, _ in found}) != len(found):
         raise _error("CONTENT", "a host stands twice", "give each once")
     return found
@@ -863,9 +926,9 @@ def request_key(pem: bytes) -> Any:
     raise _error("TRANSCRIPT", "the request for the intermediate's certificate is none")
 
 
-def certificate_content(certificate: bytes, revocation: bytes) -> bytes:
-    """Return the content of the root's answer: certificate and revocation list, PEM."""
-    return canonical({"certificate": certificate.decode(), "list": revocation.decode()})
+def certificate_content(certificate: bytes, revocation: bytes, custody: str) -> bytes:
+    """Return the content of the root's answer: certificate and revocation list (PEM), and where the root's key is."""
+    return canonical({"certificate": certificate.decode(), "list": revocation.decode(), "custody": custody})
 
 
 def check_certificate(plan: Plan, request: bytes, content: bytes) -> None:
@@ -875,7 +938,8 @@ def check_certificate(plan: Plan, request: bytes, content: bytes) -> None:
     from casemate.certificates.chain import verify_chain
 
     said = _object(content, LARGEST_CONTENT, "CONTENT", "answer of the root")
-    if set(said) != {"certificate", "list"} or not all(isinstance(one, str) and one.isascii() for one in said.values()):
+    texts = all(isinstance(one, str) and one.isascii() for one in said.values())
+    if set(said) != {"certificate", "list", "custody"} or not texts or said["custody"] not in (TOKEN, FILE):
         raise _error(
             "CONTENT", "the root answers with a certificate and a revocation list", "casemate ceremony join does"
         )

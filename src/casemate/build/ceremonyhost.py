@@ -1,12 +1,13 @@
 """A ceremony from outside: the plan, the BootstrapVM's image and machine, what each persona sends, what comes out.
 
     plan = make_plan(…)                                          # the people, the window, and by hash what is built
-    certificate = pack(plan, Path("bootstrap"))                  # the BootstrapVM's image: the plan is baked into it
-    visit = Visit("127.0.0.1:8722", plan, certificate)           # refuses what is not this BootstrapVM
-    visit.approve("alice", key, next_key)                        # a persona's part: looks, signs, sends, verifies the line
+    header = pack(plan, parts, Path("bootstrap"))                # the BootstrapVM's image: everybody packs the same
+    visit = Visit("127.0.0.1:8722", plan, header)                # refuses what is not this BootstrapVM
+    visit.approve("alice", key, next_key)                        # a persona's part: asks, looks, signs, sends, verifies the line
 
-A visit verifies the machine's session and replays its transcript before it signs, and again after: what it has seen before must
-still be there. A secret is sealed for the session that was verified, so another machine can't open it, whatever it answers.
+A visit has the machine's ultravisor measure image and session, and replays its transcript, before it signs, and again after: what
+it has seen before must still be there. A secret is sealed for the session that was verified, so another machine can't open
+it, whatever it answers.
 """
 
 from __future__ import annotations
@@ -19,24 +20,19 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from casemate.build import ceremony as rules
 from casemate.build.buildvm import measure
-from casemate.build.ceremony import FILE, TOKEN, Ceremony, Line, Plan, Role
+from casemate.build.ceremony import FILE, TOKEN, Ceremony, Evidence, Line, Plan, Role, Session
 from casemate.build.job import Part
 from casemate.errors import CasemateError
 
-PLAN, SESSION, TRANSCRIPT, CERTIFICATE, BUILT = (
-    "plan.json",
-    "session.json",
-    "transcript.jsonl",
-    "attestation.crt",
-    "buildvm",
-)
+PLAN, SESSION, TRANSCRIPT, BUILT = "plan.json", "session.json", "transcript.jsonl", "buildvm"
+HEADER, MEASUREMENT, PROTECTION_KEY = "bootstrap.header", "measurement.bin", "measurement.key"
+"""What the auditor's program has asked and verified: an :class:`~casemate.build.ceremony.Evidence`."""
 TIMEOUT, PARTS_TIMEOUT = 30.0, 300.0
 LARGEST_FILE = 1 << 30
-IMAGE_DAYS = 2
 
 
 class VisitError(CasemateError):
@@ -52,18 +48,22 @@ def custody_of(uri: str) -> str:
 
 @dataclass
 class Visit:
-    """The way of one persona to a BootstrapVM at ``HOST:PORT``."""
+    """The way of one persona to a BootstrapVM at ``HOST:PORT``. ``header``: of its image, as they have packed it."""
 
     address: str
     plan: Plan
-    certificate: bytes
+    header: bytes
     answer: bytes = field(default=b"", repr=False)
+    evidence: Evidence | None = None
     seen: Ceremony | None = None
 
     def look(self) -> Ceremony:
         """Return the ceremony as it is now, all of it verified. Raises :class:`CasemateError`."""
         answer = self._ask("GET", "/session", rules.LARGEST_ANSWER)
-        session = rules.open_session(answer, self.plan, self.certificate)
+        session = rules.open_session(answer, self.plan)
+        if self.evidence is None:
+            self.evidence = self.measure(session)
+        rules.measured(self.plan, session, self.evidence)
         if self.seen is not None and self.seen.session.digest != session.digest:
             raise rules.CeremonyError(
                 "the machine has begun another session since the last look", "ask who runs it", id="CEREMONY-SESSION"
@@ -77,6 +77,13 @@ class Visit:
             )
         self.answer, self.seen = answer, found
         return found
+
+    def measure(self, session: Session) -> Evidence:
+        """Have the machine's ultravisor measure it with this session, and return what came. Raises :class:`CasemateError`."""
+        request, key = rules.ask(self.plan)
+        evidence = Evidence(self.header, self._ask("POST", "/measure", rules.LARGEST_ANSWER, request), key)
+        rules.measured(self.plan, session, evidence)
+        return evidence
 
     def status(self) -> dict[str, Any]:
         """What the machine says of itself; nothing of it is proved."""
@@ -94,7 +101,9 @@ class Visit:
     def act(self, persona: str, key: Any, custody: str, content: bytes, sealed: bytes = b"") -> Line:
         """Sign and send a persona's part; return the line, sealed by the machine. Raises :class:`CasemateError`."""
         before = self.seen or self.look()
-        payload = rules.statement(self.plan, before.session, persona, content, before.head, custody)
+        self.evidence = self.measure(before.session)  # each signs what they have asked for themselves, now
+        names = self.evidence.names
+        payload = rules.statement(self.plan, before.session, persona, content, before.head, custody, names)
         entry = rules.entry(payload, rules.sign(key, rules.STATEMENT_TYPE, payload), persona, content, sealed)
         line = rules.parse_line(self._ask("POST", "/entry", rules.LARGEST_LINE, entry))
         if self.look().lines[line.n - 1] != line or line.statement != payload:
@@ -117,9 +126,10 @@ class Visit:
             persona, key, custody, rules.commitment(salt, share), rules.seal_share(session, persona, salt, share)
         )
 
-    def certify(self, persona: str, key: Any, root: Any, custody: str = FILE) -> Line:
+    def certify(self, persona: str, key: Any, root: Any, custody: str = FILE, root_custody: str = FILE) -> Line:
         """Answer the machine's request with the root's key."""
-        return self.act(persona, key, custody, answer_request(self.plan, self.wait("request").request(), root))
+        request = self.wait("request").request()
+        return self.act(persona, key, custody, answer_request(self.plan, request, root, root_custody))
 
     def witness(self, persona: str, key: Any, directory: Path, custody: str = FILE) -> Line:
         """Fetch the BuildVM's image, compare each file with the transcript, sign the head."""
@@ -140,12 +150,13 @@ class Visit:
         self._ask("PUT", f"/parts/{name}", 4096, content, timeout=PARTS_TIMEOUT)
 
     def save(self, directory: Path) -> None:
-        """Write plan, session and transcript: with the certificate all that an auditor needs."""
-        found = self.look()
+        """Write plan, session, transcript and what the ultravisor said: all that an auditor needs. The ceremony is over."""
+        found, evidence = self.look(), self.evidence
+        assert evidence is not None
         directory.mkdir(parents=True, exist_ok=True)
         for name, data in (
-            *((PLAN, self.plan.as_bytes()), (SESSION, self.answer), (CERTIFICATE, self.certificate)),
-            (TRANSCRIPT, found.as_bytes()),
+            *((PLAN, self.plan.as_bytes()), (SESSION, self.answer), (TRANSCRIPT, found.as_bytes())),
+            *((HEADER, evidence.header), (MEASUREMENT, evidence.answer), (PROTECTION_KEY, evidence.key)),
         ):
             (directory / name).write_bytes(data)
 
@@ -183,7 +194,7 @@ def _refusal(data: bytes) -> VisitError:
     return VisitError(clean[1], clean[2], id=known)
 
 
-def answer_request(plan: Plan, request: bytes, root: Any) -> bytes:
+def answer_request(plan: Plan, request: bytes, root: Any, custody: str) -> bytes:
     """Return the root's answer to a request: certificate and revocation list, made with the root's key."""
     from cryptography import x509
 
@@ -202,7 +213,7 @@ def answer_request(plan: Plan, request: bytes, root: Any) -> bytes:
     )
     algorithm = forms.algorithm_for(root.public_key())
     revocation = forms.revocation_list(above, int(time.time()), (), 30).sign(root, algorithm)
-    content = rules.certificate_content(forms.pem(certificate), forms.pem(revocation))
+    content = rules.certificate_content(forms.pem(certificate), forms.pem(revocation), custody)
     rules.check_certificate(plan, request, content)
     return content
 
@@ -279,17 +290,32 @@ def make_plan(
     root: bytes,
     parts: Ready,
     *,
+    hosts: Sequence[tuple[str, bytes]] = (),
+    verified: bool = False,
     begins: datetime.datetime | None = None,
     minutes: int = 120,
     window: datetime.timedelta | None = None,
     revision: str = "",
     builder: str = "buildvm",
 ) -> Plan:
-    """Return a plan: development where its root's certificate is. Raises :class:`~casemate.build.ceremony.CeremonyError`."""
+    """Return a plan: development where its root's certificate is. Raises :class:`~casemate.build.ceremony.CeremonyError`.
+
+    ``hosts``: names and documents of the machines that may run the BootstrapVM, ``verified`` as a keyset does; for a development plan
+    they need not be, and without any it is this user's software ultravisor.
+    """
     from casemate import __version__
     from casemate.certificates.chain import has_development_mark
     from casemate.image.build import source_hash
+    from casemate.machine.ultravisor import SoftwareUltravisor
 
+    if not verified and not has_development_mark(root):
+        raise rules.CeremonyError(
+            "the hosts that may run the BootstrapVM are not verified, or none is named",
+            "give a keyset: casemate keyset create",
+            id="CEREMONY-PLAN",
+        )
+    if not hosts:
+        hosts = [("development.crt", SoftwareUltravisor.load_or_create().document)]
     start = (begins or datetime.datetime.now(datetime.UTC)).replace(microsecond=0)
     plan = Plan(
         *(name, organization, builder, secrets.token_hex(16), has_development_mark(root)),
@@ -298,6 +324,7 @@ def make_plan(
         minutes,
         personas,
         roles,
+        {each: document.decode() for each, document in hosts},
         root.decode(),
         *(revision or __version__, source_hash(), parts.arch, parts.release, measure(parts.archive)),
         {one: measure(data) for one, data in parts.files.items()},
@@ -318,47 +345,49 @@ def check_parts(plan: Plan, parts: Ready) -> None:
         )
 
 
-def pack(plan: Plan, parts: Ready, directory: Path, host: tuple[str, bytes] | None = None) -> bytes:
-    """Make the BootstrapVM's image, and return its attestation certificate (PEM), which personas are to be told.
-
-    Its one private key is in the memory of this machine until the image is packed: docs/ceremony.md says what that means, and
-    who packs. ``host``: name and document of the machine that will run it; without, this user's software ultravisor.
-    """
-    from cryptography.hazmat.primitives.asymmetric import rsa
-
-    from casemate.build import forms
+def pack(plan: Plan, parts: Ready, directory: Path) -> bytes:
+    """Make the BootstrapVM's image directory, and return the image's header: the same bytes for everybody who has the plan."""
     from casemate.image import assemble as assembly
     from casemate.image.build import new_directory, place
-    from casemate.machine.ultravisor import SoftwareUltravisor
-    from casemate.secret import Secret
-    from casemate.secureexec import hostkey
 
     check_parts(plan, parts)
-    if host is None:
-        host = ("development.crt", SoftwareUltravisor.load_or_create().document)
-    key = rsa.generate_private_key(public_exponent=65537, key_size=4096)
-    form = forms.certificate(
-        _names(plan),
-        f"Casemate ceremony {plan.name}",
-        key.public_key(),
-        None,
-        IMAGE_DAYS,
-    )
-    certificate = forms.pem(forms.sign(form, key))
-    identity = assembly.Identity(
-        secrets={"attestation.pem": Secret(forms.private_pem(key))},
-        files={CERTIFICATE: certificate},
-        public={PLAN: plan.as_bytes(), CERTIFICATE: certificate},
-        facts={"ceremony": plan.digest},
-    )
-    made_of = _parts(plan.arch, "bootstrap", plan.release, parts.files, plan.root, plan.selection)
     with new_directory(directory) as new:
         with (new / assembly.IMAGE).open("w+b") as out:
-            made = assembly.assemble(out, made_of, identity, [(host[0], hostkey.load(host[1]))], created=forms.moment())
-        for name, data in {**made.files, PLAN: plan.as_bytes()}.items():
+            files = write_image(plan, parts.files, out)
+        for name, data in files.items():
             (new / name).write_bytes(data)
         place(parts.archive, new / assembly.ARCHIVE)
-    return certificate
+    return header_of(directory)
+
+
+def write_image(plan: Plan, files: dict[str, bytes], out: BinaryIO) -> dict[str, bytes]:
+    """Write the BootstrapVM's image to ``out``; return the files that stand beside it. There is no secret in it."""
+    from casemate.image import assemble as assembly
+    from casemate.secureexec import hostkey
+
+    public = {PLAN: plan.as_bytes()}
+    identity = assembly.Identity(secrets={}, files=public, public=public, facts={"ceremony": plan.digest})
+    made_of = _parts(plan.arch, "bootstrap", plan.release, files, plan.root, plan.selection)
+    hosts = [(name, hostkey.load(document.encode())) for name, document in plan.hosts.items()]
+    seed = rules.image_seed(plan)
+    return assembly.assemble(out, made_of, identity, hosts, created=plan.not_before, seed=seed).files
+
+
+def header_of(directory: Path) -> bytes:
+    """Return the header of the image in a directory. Raises :class:`CasemateError`."""
+    from casemate.image.assemble import IMAGE
+    from casemate.secureexec.image import read_clear
+
+    try:
+        with (directory / IMAGE).open("rb") as file:
+            return read_clear(file).header.raw
+    except OSError:
+        raise VisitError(
+            "there is no image of the BootstrapVM",
+            "casemate ceremony pack makes it",
+            str(directory),
+            id="CEREMONY-IMAGE",
+        ) from None
 
 
 def start(directory: Path, port: int, name: str, progress: Callable[[str], None] = lambda step: None) -> Any:
@@ -384,11 +413,11 @@ def opened(
     Raises :class:`CasemateError`; the machine has ended then.
     """
     progress("packing the BootstrapVM")
-    certificate = pack(plan, parts, directory)
+    header = pack(plan, parts, directory)
     progress("starting it")
     machine = start(directory, port, name)
     try:
-        visit = Visit(f"127.0.0.1:{port}", plan, certificate)
+        visit = Visit(f"127.0.0.1:{port}", plan, header)
         reach(visit, machine, patience)
         progress("bringing the parts")
         for part, data in parts.files.items():

@@ -1,10 +1,12 @@
 """What an auditor learns of a ceremony: each check, each step, each private key. Pure.
 
-    report = verify(plan, answer, transcript, certificate, root=root, files=measured, now=now)
+    report = verify(plan, answer, transcript, evidence=evidence, root=root, files=measured)
     report.holds, report.checks, report.steps, report.keys, report.missing
 
-It trusts the plan, the root's certificate and the BootstrapVM's attestation certificate because they are given; the rest is
-verified: record, session, the chain of lines, each seal and signature, roles, quorum, order, window, and the files that came out.
+It trusts the plan and the root's certificate because they are given; the rest is verified: what the ultravisor said of image and
+session, the chain of lines, each seal and signature, roles, quorum, order, window, and the files that came out. Of the
+ultravisor's answer only who asked for it is sure, since they made its key; so it must be one that somebody has signed, and
+their word counts.
 """
 
 from __future__ import annotations
@@ -17,12 +19,12 @@ from typing import Any
 
 from casemate.attestation.verify import Outcome, Verdict
 from casemate.build import ceremony as rules
-from casemate.build.ceremony import ACTIONS, Ceremony, CeremonyError, Line, Missing, Plan, Session
+from casemate.build.ceremony import ACTIONS, Ceremony, CeremonyError, Evidence, Line, Missing, Plan, Session
 from casemate.build.job import IMAGE, Part, Result
 
 FORMAT = "casemate-ceremony-report/1"
 COVERS = {
-    "open": "the plan, and the session's keys; sealed by the session, which the attestation key signed beside the record",
+    "open": "the plan, and the session's keys; sealed by the session, which the ultravisor measures for each who acts",
     "approve": "the whole plan: people, window, source, each part by hash; and the key that will approve builds",
     "hosts": "the host keys that the BuildVM's image is encrypted for",
     "contribute": "a commitment (SHA-256 over a salt and the secret); the secret itself is nowhere in the transcript",
@@ -124,15 +126,18 @@ def verify(
     plan: Plan,
     answer: bytes,
     transcript: bytes,
-    certificate: bytes,
     *,
+    evidence: Evidence | None = None,
+    asked: bool = False,
+    header: bytes | None = None,
     root: bytes | None = None,
     files: Mapping[str, Part] | None = None,
     head: str = "",
 ) -> Report:
     """Verify a ceremony. ``root``: the root's certificate as the auditor has it; ``files``: those of the BuildVM's image.
 
-    ``head``: of the transcript, where it was written down: then a line that was cut off shows.
+    ``evidence``: what the ultravisor said, ``asked``: to who calls this, just now. ``header``: of the image, where it was
+    packed again. ``head``: of the transcript, where it was written down: then a line that was cut off shows.
     """
     checks: list[Check] = []
 
@@ -142,17 +147,26 @@ def verify(
         return bool(holds)
 
     try:
-        session: Session | None = rules.open_session(answer, plan, certificate)
+        session: Session | None = rules.open_session(answer, plan)
     except CeremonyError as error:
         session = None
-        check("BootstrapVM", False, "", f"{error.id}: {error.cause}")
+        check("session", False, "", f"{error.id}: {error.cause}")
     except Exception as error:
         session = None
-        check("BootstrapVM", False, "", f"its record or session can't be read ({type(error).__name__})")
+        check("session", False, "", f"record or session can't be read ({type(error).__name__})")
     if session is None:
         return Report(plan, None, tuple(checks), (), (), (), False)
-    check("BootstrapVM", True, "record, image and plan are as planned; it signed the keys of this session", "")
+    check("session", True, "its record says this plan and its parts, and its document this record", "")
     found, problem = _replay(plan, session, transcript)
+    genuine = check(*_machine(found, evidence, asked=asked))
+    if header is not None:
+        same = evidence is not None and evidence.header == header
+        check(
+            "image of the BootstrapVM",
+            same,
+            "packed again of the plan, it is the one that was measured",
+            "it is another",
+        )
     count = len(found.lines)
     check(
         *("transcript", not problem, f"{count} lines: chain, seals, signatures, roles, order and window hold"),
@@ -189,7 +203,7 @@ def verify(
     if files is not None:
         check(*_files(found, files))
     return Report(
-        *(plan, found, tuple(checks), tuple(keys_of(found)), tuple(map(_step_of(plan), found.lines))),
+        *(plan, found, tuple(checks), tuple(keys_of(found, genuine)), tuple(map(_step_of(plan), found.lines))),
         *(tuple(found.missing()), session.development),
     )
 
@@ -244,6 +258,26 @@ def _replay(plan: Plan, session: Session, transcript: bytes) -> tuple[Ceremony, 
     return found, ""
 
 
+def _machine(found: Ceremony, evidence: Evidence | None, *, asked: bool) -> tuple[str, bool | None, str, str]:
+    """Whether an ultravisor has measured image and session, and everybody who acted has seen the same image."""
+    name = "BootstrapVM"
+    if evidence is None:
+        return name, None, "", "no measurement was given: nothing shows that its session is not an impostor's"
+    try:
+        host = rules.measured(found.plan, found.session, evidence)
+    except CeremonyError as error:
+        return name, False, "", f"{error.id}: {error.cause}"
+    header, answer = evidence.names
+    said = {line.by: json.loads(line.statement) for line in found.lines if line.by}
+    if others := sorted(who for who, one in said.items() if one["header"] != header):
+        return name, False, "", f"{', '.join(others)} have signed another image than this"
+    who = [one for one, statement in said.items() if statement["measurement"] == answer]
+    if not who and not asked:
+        return name, None, "", "nobody has signed this measurement: whoever asked for it could have made it"
+    good = f"the ultravisor of {host} measured its image and this session, asked by {', '.join(who) or 'you'}"
+    return name, True, f"{good}; the {len(said)} who acted have each signed this image", ""
+
+
 def _files(found: Ceremony, files: Mapping[str, Part]) -> tuple[str, bool | None, str, str]:
     built = found.of("built")
     wanted = rules.built_files(built[0]) if built else {}
@@ -294,11 +328,12 @@ def _fingerprint(key: Any) -> str:
     return hashlib.sha256(rules.spki(key)).hexdigest()
 
 
-def keys_of(found: Ceremony) -> list[Key]:
-    """Return every private key that a ceremony knows of, and what is shown of it."""
+def keys_of(found: Ceremony, genuine: bool) -> list[Key]:
+    """Return every private key that a ceremony knows of, and what is shown of it. ``genuine``: the machine was measured."""
     plan, custody = found.plan, {line.by: json.loads(line.statement)["custody"] for line in found.lines if line.by}
-    inside = Outcome.PROVED if found.of("request") else Outcome.NOT_PROVED
-    built = Outcome.PROVED if found.of("built") else Outcome.NOT_PROVED
+    open_ = Outcome.PROVED if genuine else Outcome.NOT_PROVED
+    inside = Outcome.PROVED if genuine and found.of("request") else Outcome.NOT_PROVED
+    built = Outcome.PROVED if genuine and found.of("built") else Outcome.NOT_PROVED
 
     def held(name: str, where: str, ended: str) -> Key:
         if where == rules.TOKEN:
@@ -311,18 +346,15 @@ def keys_of(found: Ceremony) -> list[Key]:
         said = "a file" if where else "unknown", ended, "its holder says so" if where else "its holder has not acted"
         return Key(name, *said, Outcome.NOT_PROVED)
 
-    root = next((line.by for line in found.of("certify")), "")
-    keys = [held("root of the certificates", custody.get(root, ""), "never leaves it")]
+    answered = {line.by: json.loads(line.content)["custody"] for line in found.of("certify")}
+    root, where = next(iter(answered.items()), ("", ""))
+    keys = [held("root of the certificates", where, "never leaves it")]
     if root:
         keys[0] = replace(keys[0], evidence=f"{root} answered the request with it; {keys[0].evidence}")
     keys += [
         Key(
-            *("BootstrapVM: attestation", "the machine that packed its image", "ended when it had signed the session"),
-            *("not in a TEE before: who packs could pose as the BootstrapVM", Outcome.NOT_PROVED),
-        ),
-        Key(
             *("BootstrapVM: session (signing, sealing)", "inside the BootstrapVM", "its memory; ended with it"),
-            *("signed beside the record, which names image and plan", Outcome.PROVED),
+            *("its image has no key; the ultravisor measured image and session together", open_),
         ),
         Key(
             *(

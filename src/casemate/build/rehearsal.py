@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,62 +22,105 @@ PEOPLE = {
     AUDITOR: ("oscar",),
 }
 MINUTES = 60
+Opened = tuple[Any, str]
+"""A private key, and where it is."""
+
+
+class Ring:
+    """The keys of all people, by whose they are: in this program's memory, or where ``template`` says, ``{}`` being the name."""
+
+    def __init__(self, template: str | None) -> None:
+        self._template, self._made = template, dict[str, Any]()
+
+    @contextmanager
+    def open(self, name: str) -> Iterator[Opened]:
+        """Give a key; it is made at first use."""
+        from casemate.build import signers
+
+        if self._template is None:
+            yield self._made.setdefault(name, ec.generate_private_key(ec.SECP384R1())), FILE
+            return
+        uri = self._template.replace("{}", name)
+        signer = signers.find(uri, Path.cwd())
+        if name not in self._made:
+            signer.generate("p-384")
+            self._made[name] = uri
+        with signer.open() as key:
+            yield key, host.custody_of(uri)
+
+    def public(self, name: str) -> str:
+        """Return the public half, PEM."""
+        with self.open(name) as (key, _):
+            data: bytes = key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+        return data.decode()
 
 
 def hold(
     directory: Path,
     *,
     root_uri: str | None = None,
+    keys: str | None = None,
     organization: str = "Rehearsal",
     progress: Callable[[str], None] = lambda step: None,
     patience: float = 900.0,
 ) -> Plan:
     """Hold a ceremony; ``directory`` then has plan, session, transcript, ``root.crt``, ``buildvm`` and the reviewers' next keys.
 
-    Raises :class:`CasemateError`. The machine has ended when this returns.
+    ``root_uri``: the root's key; ``keys``: the URI of all others, with ``{}`` for the name, and of the root's too where it has
+    none (``root``); a reviewer's next key is ``NAME-next``. Raises :class:`CasemateError`. The machine has ended when this
+    returns.
     """
     from casemate.build import forms, signers
     from casemate.demo.services import free_port
     from casemate.machine.ultravisor import SoftwareUltravisor
 
     host.require_empty(directory)
-    keys = {name: ec.generate_private_key(ec.SECP384R1()) for names in PEOPLE.values() for name in names}
-    public = {
-        name: key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo).decode()
-        for name, key in keys.items()
-    }
+    ring = Ring(keys)
+
+    @contextmanager
+    def root() -> Iterator[Opened]:
+        if root_uri is None:
+            with ring.open("root") as found:
+                yield found
+        else:
+            with signers.find(root_uri, Path.cwd()).open() as key:
+                yield key, host.custody_of(root_uri)
+
+    public = {name: ring.public(name) for names in PEOPLE.values() for name in names}
     parts = host.ready_parts(progress=progress)
     with ExitStack() as stack:
-        root: Any = ec.generate_private_key(ec.SECP384R1())
-        custody = FILE
-        if root_uri is not None:
-            root, custody = stack.enter_context(signers.find(root_uri, Path.cwd()).open()), host.custody_of(root_uri)
-        certificate = host.root_certificate(organization, root, development=True)
+        with root() as (key, _):
+            certificate = host.root_certificate(organization, key, development=True)
         roles = {role: Role(names, len(names)) for role, names in PEOPLE.items()}
         plan = host.make_plan("rehearsal", organization, public, roles, certificate, parts, minutes=MINUTES)
         directory.mkdir(parents=True, exist_ok=True)
         (directory / "root.crt").write_bytes(certificate)
-        name = f"rehearsal-{secrets.token_hex(4)}"
+        machine_name = f"rehearsal-{secrets.token_hex(4)}"
         visit, machine = host.opened(
-            plan, parts, directory / "bootstrap", free_port(), name, progress=progress, patience=patience
+            plan, parts, directory / "bootstrap", free_port(), machine_name, progress=progress, patience=patience
         )
         stack.callback(machine.down, 0.0)
         progress("reviewers, hosts, custodians")
         for name in PEOPLE[REVIEWERS]:
-            following = ec.generate_private_key(ec.SECP384R1())
-            signers.write_private(directory / f"{name}.key", forms.private_pem(following))
-            visit.approve(name, keys[name], following)
+            with ring.open(name) as (key, custody), ring.open(f"{name}-next") as (following, kept):
+                if keys is None:
+                    signers.write_private(directory / f"{name}.key", forms.private_pem(following))
+                visit.approve(name, key, following, custody, kept)
         documents = [("development.crt", SoftwareUltravisor.load_or_create().document)]
-        visit.give_hosts(PEOPLE[HOSTS][0], keys[PEOPLE[HOSTS][0]], documents)
+        with ring.open(PEOPLE[HOSTS][0]) as (key, custody):
+            visit.give_hosts(PEOPLE[HOSTS][0], key, documents, custody)
         for name in PEOPLE[CUSTODIANS]:
-            visit.contribute(name, keys[name], secrets.token_bytes(32))
+            with ring.open(name) as (key, custody):
+                visit.contribute(name, key, secrets.token_bytes(32), custody)
         progress("the root")
         visit.wait("request", patience)
-        visit.certify(PEOPLE[ROOT][0], keys[PEOPLE[ROOT][0]], root, custody)
+        with ring.open(PEOPLE[ROOT][0]) as (key, custody), root() as (above, kept):
+            visit.certify(PEOPLE[ROOT][0], key, above, custody, kept)
         progress("the BuildVM is made inside")
         visit.wait("built", patience)
         progress("the auditor")
-        visit.witness(PEOPLE[AUDITOR][0], keys[PEOPLE[AUDITOR][0]], directory / host.BUILT)
+        with ring.open(PEOPLE[AUDITOR][0]) as (key, custody):
+            visit.witness(PEOPLE[AUDITOR][0], key, directory / host.BUILT, custody)
         visit.wait("end", patience)
         visit.save(directory)
     host.finish(directory / host.BUILT, parts)

@@ -291,7 +291,10 @@ class TokenSigner:
         with _TOKEN_LOCK:
             try:
                 token = self._token(pkcs11)
-                session = token.open(rw=write, user_pin=pin.reveal().decode())
+                try:
+                    session = token.open(rw=write, user_pin=pin.reveal().decode())
+                except pkcs11.UserAlreadyLoggedIn:  # another key of the token is in use: its login counts, and lasts
+                    session = token.open(rw=write)
             except (pkcs11.PinIncorrect, pkcs11.PinInvalid, pkcs11.PinLenRange):
                 raise _error(
                     "PIN", "the token refused the PIN", "correct the file; tokens lock after a few", self._where

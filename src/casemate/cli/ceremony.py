@@ -13,6 +13,7 @@ from casemate.cli.attestation import private_key, read_record, trust_of_image, w
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey
 
+    from casemate.build.ceremony import Evidence
     from casemate.build.ceremonyhost import Visit
     from casemate.build.ceremonyreport import Report
 
@@ -20,8 +21,10 @@ _JSON = click.option("--json", "as_json", is_flag=True, help="Print it as JSON."
 _FILE = click.Path(exists=True, path_type=Path, dir_okay=False)
 _DIRECTORY = click.Path(exists=True, path_type=Path, file_okay=False)
 _PLAN = click.option("--plan", "plan_file", required=True, type=_FILE, help="The plan that everybody has.")
-_CERTIFICATE = click.option(
-    "--certificate", required=True, type=_FILE, help="attestation.crt of the BootstrapVM, from who packed it."
+_IMAGE = click.option(
+    "--image",
+    type=_DIRECTORY,
+    help="The BootstrapVM's image as you have packed it; it is packed now where you have none.",
 )
 
 
@@ -50,6 +53,8 @@ def plan(file: Path, output: str, as_json: bool) -> None:
       organization: Example Bank
       minutes: 120
       root: root.crt                               the certificate of the root's key
+      keyset: hosts.json                           which machines may run the BootstrapVM (casemate keyset create);
+                                                   for development: hosts: [HKD.crt], or none: the software ultravisor
       roles:
         reviewers:  {quorum: 2, people: {alice: alice.pub, bob: bob.pub}}
         hosts:      {quorum: 1, people: {heidi: heidi.pub}}
@@ -58,6 +63,7 @@ def plan(file: Path, output: str, as_json: bool) -> None:
         auditor:    {quorum: 1, people: {oscar: oscar.pub}}
     """
     from casemate.build import ceremonyhost as host
+    from casemate.build import forms, keyset
     from casemate.build.ceremony import CeremonyError, Role
     from casemate.cli.ui import read_input, steps, write_output
     from casemate.contract.document import parse
@@ -71,20 +77,53 @@ def plan(file: Path, output: str, as_json: bool) -> None:
             for who, path in one["people"].items()
         }
         root = read_input(str(file.parent / said["root"]), 64 << 10)
+        hosts = [(Path(one).name, read_input(str(file.parent / one), 64 << 10)) for one in said.get("hosts", [])]
+        kept = keyset.parse(read_input(str(file.parent / said["keyset"]), 4 << 20)) if "keyset" in said else None
         name, organization, minutes = said["name"], said["organization"], said.get("minutes", 120)
     except (KeyError, TypeError, AttributeError, ValueError):
         raise CeremonyError(
             "the file has not what a plan needs", "casemate ceremony plan --help shows one", id="CEREMONY-PLAN"
         ) from None
     with steps("Making the parts", quiet=as_json) as progress:
+        parts = host.ready_parts(progress=progress)
+        hosts = kept.require(forms.moment()) if kept else hosts
+        verified = kept.verified if kept else False
         made = host.make_plan(
-            name, organization, people, roles, root, host.ready_parts(progress=progress), minutes=minutes
+            *(name, organization, people, roles, root, parts), hosts=hosts, verified=verified, minutes=minutes
         )
     write_output(output, made.as_bytes())
     if as_json:
         click.echo(json.dumps({"output": output, "plan": made.digest, "ends": str(made.not_after)}))
     else:
         click.echo(f"{output}: plan {made.digest}, until {made.not_after:%Y-%m-%d %H:%M} UTC")
+
+
+@ceremony.command()
+@click.argument("directory", type=click.Path(path_type=Path, file_okay=False))
+@_PLAN
+@_JSON
+def pack(directory: Path, plan_file: Path, as_json: bool) -> None:
+    """Pack the BootstrapVM's image of a plan into DIRECTORY. It has no secret, and comes out the same for everybody.
+
+    Everybody who takes part packs it themselves, of a source that they have read: so they know what answers them.
+
+    \b
+    casemate ceremony pack bootstrap --plan plan.json
+    """
+    import hashlib
+
+    from casemate.build import ceremony as rules
+    from casemate.build import ceremonyhost as host
+    from casemate.cli.ui import read_input, steps
+
+    made = rules.parse_plan(read_input(str(plan_file), rules.LARGEST_PLAN))
+    with steps("Packing the BootstrapVM", quiet=as_json) as progress:
+        header = host.pack(made, host.ready_parts(made.arch, progress=progress), directory)
+    digest = hashlib.sha256(header).hexdigest()
+    if as_json:
+        click.echo(json.dumps({"directory": str(directory), "plan": made.digest, "header": digest}))
+    else:
+        click.echo(f"{directory}: the image of plan {made.digest}\n  its header, for all the same: {digest}")
 
 
 @ceremony.command()
@@ -108,35 +147,33 @@ def start(directory: Path, plan_file: Path, port: int, name: str) -> None:
     with steps("Starting the BootstrapVM") as progress:
         parts = host.ready_parts(made.arch, progress=progress)
         visit, _ = host.opened(made, parts, directory / "bootstrap", port, name, progress)
-    (directory / host.CERTIFICATE).write_bytes(visit.certificate)
-    click.echo(
-        f"127.0.0.1:{port} is open until {made.not_after:%H:%M} UTC; give everybody {directory / host.CERTIFICATE}"
-    )
-    click.echo(f"  next: casemate ceremony join 127.0.0.1:{port} --plan … --certificate … --as NAME --key URI")
+    click.echo(f"{visit.address} is open until {made.not_after:%H:%M} UTC, for everybody who has the plan")
+    click.echo(f"  next: casemate ceremony join {visit.address} --plan {plan_file} --as NAME --key URI")
 
 
 @ceremony.command()
 @click.argument("address")
 @_PLAN
-@_CERTIFICATE
+@_IMAGE
 @_JSON
-def status(address: str, plan_file: Path, certificate: Path, as_json: bool) -> None:
+def status(address: str, plan_file: Path, image: Path | None, as_json: bool) -> None:
     """Show who has acted and what is missing, all of it verified.
 
     \b
-    casemate ceremony status 127.0.0.1:8722 --plan plan.json --certificate attestation.crt
+    casemate ceremony status 127.0.0.1:8722 --plan plan.json
     """
     from casemate.build import ceremonyreport as reports
 
-    visit = _visit(address, plan_file, certificate)
+    visit = _visit(address, plan_file, image, quiet=as_json)
     seen = visit.look()
-    _show(reports.verify(visit.plan, visit.answer, seen.as_bytes(), visit.certificate), as_json, checks=False)
+    report = reports.verify(visit.plan, visit.answer, seen.as_bytes(), evidence=visit.evidence, asked=True)
+    _show(report, as_json, checks=False)
 
 
 @ceremony.command()
 @click.argument("address")
 @_PLAN
-@_CERTIFICATE
+@_IMAGE
 @click.option("--as", "name", required=True, help="Who you are in the plan.")
 @click.option("--key", required=True, help="Your key: file:… or pkcs11:…, as casemate ca takes them.")
 @click.option("--next-key", help="For reviewers: the key that will approve builds; another than --key.")
@@ -151,7 +188,7 @@ def status(address: str, plan_file: Path, certificate: Path, as_json: bool) -> N
 def join(
     address: str,
     plan_file: Path,
-    certificate: Path,
+    image: Path | None,
     name: str,
     key: str,
     next_key: str | None,
@@ -162,10 +199,10 @@ def join(
     yes: bool,
     as_json: bool,
 ) -> None:
-    """Do your part. What you sign is shown first; what answers is verified to be the plan's BootstrapVM.
+    """Do your part. What you sign is shown first; what answers must be the plan's BootstrapVM: its ultravisor is asked.
 
     \b
-    casemate ceremony join 127.0.0.1:8722 --plan plan.json --certificate attestation.crt --as alice \\
+    casemate ceremony join 127.0.0.1:8722 --plan plan.json --image bootstrap --as alice \\
         --key file:alice.key --next-key pkcs11:token=alice;object=builds?…
     casemate ceremony join … --as oscar --key file:oscar.key -o my-ceremony
     """
@@ -175,7 +212,7 @@ def join(
     from casemate.build import signers
     from casemate.cli.ui import read_input
 
-    visit = _visit(address, plan_file, certificate)
+    visit = _visit(address, plan_file, image, quiet=as_json)
     before, role = visit.look(), visit.plan.role_of(name)
     needs = {
         rules.REVIEWERS: ("--next-key", next_key),
@@ -204,7 +241,7 @@ def join(
             line = visit.contribute(name, private, read_input(str(secret_file), 1024), custody)
         elif role == rules.ROOT:
             with signers.find(str(root), here).open() as above:
-                line = visit.certify(name, private, above, host.custody_of(str(root)))
+                line = visit.certify(name, private, above, custody, host.custody_of(str(root)))
         else:
             assert output is not None
             line = visit.witness(name, private, output / host.BUILT, custody)
@@ -223,6 +260,7 @@ def join(
 @click.option(
     "--html", type=click.Path(path_type=Path, dir_okay=False), help="Write a page: who did what, which key is where."
 )
+@click.option("--bootstrap", type=_DIRECTORY, help="The BootstrapVM's image, as you have packed it of the plan.")
 @click.option("--image", "images", multiple=True, type=_DIRECTORY, help="An image that this BuildVM built later.")
 @click.option("--record", type=click.Path(exists=True), help="The record of a machine that started from --image.")
 @with_key
@@ -232,6 +270,7 @@ def verify(
     root: Path | None,
     head: str,
     html: Path | None,
+    bootstrap: Path | None,
     images: tuple[Path, ...],
     record: str | None,
     key: str | None,
@@ -248,7 +287,7 @@ def verify(
     """
     if record is not None and len(images) != 1:
         raise click.UsageError("--record is of a machine that started from one image: give it as --image")
-    report = _report(directory, root, head)
+    report = _report(directory, root, head, bootstrap)
     for image in images:
         report = _with_image(report, directory, image)
     if record is not None:
@@ -264,22 +303,25 @@ def verify(
 @ceremony.command()
 @click.argument("directory", type=click.Path(path_type=Path, file_okay=False))
 @click.option("--root", "root_uri", help="Key of the root, file:… or pkcs11:…; made for the rehearsal otherwise.")
+@click.option("--keys", help="Where all keys are made that are not there, {} for whose: 'pkcs11:token=…;object={}?…'.")
 @_JSON
-def rehearse(directory: Path, root_uri: str | None, as_json: bool) -> int:
+def rehearse(directory: Path, root_uri: str | None, keys: str | None, as_json: bool) -> int:
     """Hold a ceremony with all its people on this machine: a real BootstrapVM, and at the end a BuildVM and a transcript.
 
-    The keys of all personas are made here, so this proves how it goes, not that nobody saw a key. The reviewers' next keys are
-    kept beside (NAME.key): with them jobs of the BuildVM are approved.
+    The keys of all personas are files of this program, so this proves how it goes, not that nobody saw a key; with --keys
+    they are made in a token. The reviewers' next keys are kept beside (alice.key), or are in the token (alice-next): with
+    them jobs of the BuildVM are approved.
 
     \b
     casemate ceremony rehearse my-rehearsal
+    casemate ceremony rehearse my-rehearsal --keys 'pkcs11:token=people;object={}?module-path=…&pin-source=file:…'
     casemate buildvm job image --builder my-rehearsal/buildvm -o job.json
     """
     from casemate.build import rehearsal
     from casemate.cli.ui import steps
 
     with steps("Rehearsing", quiet=as_json) as progress:
-        rehearsal.hold(directory, root_uri=root_uri, progress=progress)
+        rehearsal.hold(directory, root_uri=root_uri, keys=keys, progress=progress)
     report = _report(directory, directory / "root.crt", "")
     from casemate.build.ceremonypage import page
 
@@ -291,19 +333,22 @@ def rehearse(directory: Path, root_uri: str | None, as_json: bool) -> int:
     return 0 if report.holds else 1
 
 
-def _visit(address: str, plan_file: Path, certificate: Path) -> Visit:
+def _visit(address: str, plan_file: Path, image: Path | None, *, quiet: bool) -> Visit:
+    from tempfile import TemporaryDirectory
+
     from casemate.build import ceremony as rules
-    from casemate.build.ceremonyhost import Visit
-    from casemate.cli.ui import read_input
+    from casemate.build import ceremonyhost as host
+    from casemate.cli.ui import read_input, steps
 
-    return Visit(
-        address,
-        rules.parse_plan(read_input(str(plan_file), rules.LARGEST_PLAN)),
-        read_input(str(certificate), 64 << 10),
-    )
+    plan = rules.parse_plan(read_input(str(plan_file), rules.LARGEST_PLAN))
+    if image is not None:
+        return host.Visit(address, plan, host.header_of(image))
+    with steps("Packing the BootstrapVM", quiet=quiet) as progress, TemporaryDirectory() as work:
+        header = host.pack(plan, host.ready_parts(plan.arch, progress=progress), Path(work, "bootstrap"))
+    return host.Visit(address, plan, header)
 
 
-def _report(directory: Path, root: Path | None, head: str) -> Report:
+def _report(directory: Path, root: Path | None, head: str, bootstrap: Path | None = None) -> Report:
     from casemate.build import ceremony as rules
     from casemate.build import ceremonyhost as host
     from casemate.build import ceremonyreport as reports
@@ -321,11 +366,23 @@ def _report(directory: Path, root: Path | None, head: str) -> Report:
         rules.parse_plan(read_input(str(directory / host.PLAN), rules.LARGEST_PLAN)),
         read_input(str(directory / host.SESSION), rules.LARGEST_ANSWER),
         read_input(str(directory / host.TRANSCRIPT), rules.LARGEST_TRANSCRIPT),
-        read_input(str(directory / host.CERTIFICATE), 64 << 10),
+        evidence=_evidence(directory),
+        header=host.header_of(bootstrap) if bootstrap else None,
         root=read_input(str(root), 64 << 10) if root else None,
         files=files,
         head=head,
     )
+
+
+def _evidence(directory: Path) -> Evidence | None:
+    from casemate.build import ceremony as rules
+    from casemate.build import ceremonyhost as host
+    from casemate.cli.ui import read_input
+
+    paths = [directory / name for name in (host.HEADER, host.MEASUREMENT, host.PROTECTION_KEY)]
+    if not all(path.is_file() for path in paths):
+        return None
+    return rules.Evidence(*(read_input(str(path), rules.LARGEST_ANSWER) for path in paths))
 
 
 def _with_image(report: Report, directory: Path, image: Path) -> Report:

@@ -17,7 +17,8 @@ The image's keys and reference values come with the (encrypted, measured) initrd
 ``/casemate/keys/{contract,attestation}.pem`` and ``/casemate/image.json``.
 
 That is an image of the layer. Other kinds (:mod:`casemate.guest.kinds`) open no contract: a builder machine is given a build
-configuration in its place (:mod:`casemate.guest.builderinput`), and keeps its keys for the one service that signs, in memory.
+configuration in its place (:mod:`casemate.guest.builderinput`), and keeps its keys for the one service that signs, in memory. The
+machine of a ceremony has no key at all, and its record no signature: its service has the ultravisor measure what it says.
 What else is baked into such an image, ``/casemate/public``, is named in its record with its hash.
 """
 
@@ -258,14 +259,18 @@ def _age(created: float, now: float) -> str:
     return f"{days} days since creation."
 
 
-def write_record(directory: Path, text: bytes, key_pem: bytes, auditor: bytes | None, version: str) -> dict[str, bytes]:
-    """Sign the record, encrypt it where the contract has an auditor's key, write the files; return them."""
+def write_record(
+    directory: Path, text: bytes, key_pem: bytes | None, auditor: bytes | None, version: str
+) -> dict[str, bytes]:
+    """Sign the record where there is a key, encrypt it where the contract has an auditor's, write the files; return them."""
     from casemate.attestation import record
     from casemate.contract.keys import pem_of
     from casemate.contract.token import seal
     from casemate.errors import CasemateError
 
-    files = {"se-signature.bin": record.sign(text, key_pem), "se-version": version.encode()}
+    files = {"se-version": version.encode()}
+    if key_pem is not None:
+        files["se-signature.bin"] = record.sign(text, key_pem)
     if auditor is None:
         files["se-checksums.txt"] = text
     else:
@@ -410,7 +415,7 @@ def boot(image: dict[str, Any], kind: Kind) -> None:
     if kind.opens:
         _start_layer(image, volume, root)
     else:
-        _start_service(image, given, root)
+        _start_service(image, kind, given, root)
     announce("# HPL11099I: bootloader end")
 
 
@@ -438,7 +443,7 @@ def _start_layer(image: dict[str, Any], volume: bytes, root: RootDisk) -> None:
     for name in ("meta-data", "vendor-data"):
         (public / "cidata" / name).write_bytes(files[name])
     auditor = opened.plain.get("attestationPublicKey")
-    _attest(image, contract_lines(volume, files, opened), public, auditor)
+    _attest(image, contract_lines(volume, files, opened), public, auditor, signs=True)
     announce("# set hostname...")
     socket.sethostname(hostname(files["meta-data"]))
     announce("# finish root disk setup...")
@@ -446,11 +451,11 @@ def _start_layer(image: dict[str, Any], volume: bytes, root: RootDisk) -> None:
         (RUN / "network-config").write_bytes(files["network-config"])
 
 
-def _start_service(image: dict[str, Any], given: Given | None, root: RootDisk) -> None:
+def _start_service(image: dict[str, Any], kind: Kind, given: Given | None, root: RootDisk) -> None:
     keep_for_service(given, RUN)
     public = _mount_root(root)
     lines = [*(given.lines() if given is not None else []), *baked_lines(BAKED / "public")]
-    _attest(image, lines, public, None)
+    _attest(image, lines, public, None, signs=kind.signs)
     socket.sethostname("casemate")
     announce("# finish root disk setup...")
 
@@ -466,11 +471,14 @@ def _mount_root(root: RootDisk) -> Path:
     return public
 
 
-def _attest(image: dict[str, Any], lines: list[tuple[str, str]], public: Path, auditor: bytes | None) -> None:
+def _attest(
+    image: dict[str, Any], lines: list[tuple[str, str]], public: Path, auditor: bytes | None, *, signs: bool
+) -> None:
     announce("# run attestation...")
     keys = BAKED / "keys"
     text = make_record(image, lines, time.time(), ask_ultravisor(image["hosts"]))
     leave_user_data(text, RUN)
-    record = write_record(public, text, (keys / "attestation.pem").read_bytes(), auditor, image["version"])
+    key = (keys / "attestation.pem").read_bytes() if signs else None
+    record = write_record(public, text, key, auditor, image["version"])
     destroy_keys(keys)
     send_record(record)

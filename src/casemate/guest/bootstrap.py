@@ -1,10 +1,11 @@
 """``bootstrap-ceremony``: the BootstrapVM (white paper, 5.2): each persona does their own part, the BuildVM results.
 
-It makes keys for this session, says with the image's attestation key whose they are, and destroys that key. Then it opens one
-port for plain HTTP, as long as the plan's window and minutes last:
+It makes keys for this session; the image has none, and no other secret either. Then it opens one port for plain HTTP, as long as
+the plan's window and minutes last:
 
 ===========================  ==========================================================================
-``GET /session``             record, certificate, session (:func:`casemate.build.ceremony.open_session`)
+``GET /session``             record and session (:func:`casemate.build.ceremony.open_session`)
+``POST /measure``            a request for the ultravisor, from anybody; answers with its measurement of this machine and session
 ``GET /transcript``          all lines so far
 ``GET /status``              what is missing, JSON
 ``PUT /parts/NAME``          a part of the BuildVM, which is taken by its hash in the plan, from anybody
@@ -46,45 +47,46 @@ from casemate.build import ceremony as rules
 from casemate.build.ceremony import Ceremony, Line, Plan
 from casemate.build.job import Part
 from casemate.errors import CasemateError
+from casemate.guest import ultravisor
 from casemate.guest.report import Stop, say
 from casemate.secret import Secret
+from casemate.secureexec import attestation
+from casemate.secureexec.attestation import Answer
 
 UNFORESEEN = "HPL19000E"
 PORT = 8722
-PLAN, CERTIFICATE, ATTESTATION = "plan.json", "attestation.crt", "attestation.pem"
+PLAN = "plan.json"
 LARGEST_BODY = 2 * rules.LARGEST_CONTENT
 DEADLINE, PARTS_DEADLINE, MOST_CONNECTIONS = 30.0, 300.0, 24
 """Seconds that a connection may last, one with a part, and how many there are at once."""
+ASKING = 20.0
+"""Seconds that a request for the ultravisor waits for those before it."""
 GRACE = 30.0
 """Seconds between the end and the power off, for the transcript to be fetched."""
 PR_SET_DUMPABLE = 4
 
 
 class Bootstrap:
-    """A ceremony at work. ``clock`` gives seconds since 1970: the infrastructure's word, as every clock of a machine."""
+    """A ceremony at work. ``clock`` gives seconds since 1970: the infrastructure's word, as every clock of a machine.
+
+    ``attest``: asks the ultravisor, with a request and user data.
+    """
 
     def __init__(
         self,
         plan: bytes,
         record: bytes,
-        record_signature: bytes,
-        certificate: bytes,
-        attestation: Secret,
+        attest: Callable[[bytes, bytes], Answer],
         clock: Callable[[], float] = time.time,
     ) -> None:
-        from casemate.build import forms
-
         self.plan: Plan = rules.parse_plan(plan)
         if self.plan.as_bytes() != plan:
             raise Stop("HPL19001E", "the plan is written in another form")
         self._clock, self._lock = clock, threading.RLock()
+        self._attest, self._asking = attest, threading.Lock()
         self._signing, self._sealing = ec.generate_private_key(ec.SECP384R1()), X25519PrivateKey.generate()
-        key: Any = forms.load_private(attestation.reveal())
-        self.answer = rules.make_session(
-            self.plan, record, record_signature, certificate, key, self._signing, self._sealing
-        )
-        attestation.wipe()  # it says once whose session this is
-        session = rules.open_session(self.answer, self.plan, certificate)
+        self.answer = rules.make_session(self.plan, record, self._signing, self._sealing)
+        session = rules.open_session(self.answer, self.plan)
         self.ceremony = Ceremony(self.plan, session)
         self.parts: dict[str, bytes] = {}
         self.result: dict[str, bytes] = {}
@@ -115,6 +117,19 @@ class Bootstrap:
             self.changed.notify_all()
         say("HPL19011I", f"{by} has done their part: {said.action}")
         return line.as_bytes()
+
+    def measure(self, request: bytes) -> bytes:
+        """Have the ultravisor measure this machine with its session, and nothing else. Raises :class:`CeremonyError`."""
+        problem = rules.CeremonyError("the ultravisor gives no answer", "try again", id="CEREMONY-MEASUREMENT")
+        if not self._asking.acquire(timeout=ASKING):  # it answers one after the other
+            raise problem
+        try:
+            asked = attestation.unpack(request)
+            return attestation.pack_answer(self._attest(asked.request, self.ceremony.session.user_data))
+        except (ultravisor.NoUltravisor, OSError, EOFError):
+            raise problem from None
+        finally:
+            self._asking.release()
 
     def bring(self, name: str, content: bytes) -> None:
         """Take a part by its hash. Raises :class:`CeremonyError`."""
@@ -377,11 +392,12 @@ def serving(bootstrap: Bootstrap, address: str, port: int) -> Iterator[int]:
                 self._refuse(404, rules.CeremonyError("there is nothing of this name", id="CEREMONY-CONTENT"))
 
         def do_POST(self) -> None:
-            if self.path != "/entry":
+            act = {"/entry": bootstrap.enter, "/measure": bootstrap.measure}.get(self.path)
+            if act is None:
                 self._refuse(404, rules.CeremonyError("there is nothing of this name", id="CEREMONY-CONTENT"))
             elif (body := self._body(LARGEST_BODY)) is not None:
                 try:
-                    self._say(200, bootstrap.enter(body))
+                    self._say(200, act(body))
                 except CasemateError as error:
                     say("HPL19001W", f"an entry was refused: {error.id}")
                     self._refuse(409, error)
@@ -442,15 +458,6 @@ def serving(bootstrap: Bootstrap, address: str, port: int) -> Iterator[int]:
         server.server_close()
 
 
-def take(path: Path) -> Secret:
-    """Read a key of the image, overwrite and remove its file."""
-    data = path.read_bytes()
-    with path.open("r+b") as file:
-        file.write(bytes(len(data)))
-    path.unlink()
-    return Secret(data)
-
-
 def service() -> None:
     """Hold the ceremony that the image was made for."""
     ctypes.CDLL(None).prctl(PR_SET_DUMPABLE, 0, 0, 0, 0)
@@ -458,9 +465,7 @@ def service() -> None:
     given, public = Path("/run/casemate"), Path("/var/hyperprotect")
     try:
         bootstrap = Bootstrap(
-            *((given / "public" / PLAN).read_bytes(), (public / "se-checksums.txt").read_bytes()),
-            *((public / "se-signature.bin").read_bytes(), (given / "public" / CERTIFICATE).read_bytes()),
-            take(given / "keys" / ATTESTATION),
+            *((given / "public" / PLAN).read_bytes(), (public / "se-checksums.txt").read_bytes()), ultravisor.attest
         )
     except CasemateError as error:
         raise Stop("HPL19001E", f"{error.id}: {error.cause}") from None

@@ -78,10 +78,10 @@ class Parts:
 class Identity:
     """What one image has and no other.
 
-    ``secrets``: private keys by file name; the bootloader asks for ``attestation.pem``, and where the kind opens contracts
-    ``contract.pem``. ``files``: certificates and lists, published beside the image. ``contracts_until``: the end of the
-    encryption certificate. ``public``: files that the image is to know, in ``/casemate/public`` of the bootloader; ``facts``:
-    more for its ``image.json``, inside and beside it.
+    ``secrets``: private keys by file name; the bootloader asks for ``attestation.pem`` where the kind signs records, for
+    ``contract.pem`` where it opens contracts. ``files``: certificates and lists, published beside the image.
+    ``contracts_until``: the end of the encryption certificate. ``public``: files that the image is to know, in
+    ``/casemate/public`` of the bootloader; ``facts``: more for its ``image.json``, inside and beside it.
     """
 
     secrets: Mapping[str, Secret]
@@ -112,11 +112,16 @@ def assemble(
     hosts: Sequence[tuple[str, HostKey]],
     *,
     created: datetime.datetime,
+    seed: bytes | None = None,
 ) -> Assembled:
     """Write the encrypted image to ``out``, a file that can seek, for hosts by the names of their documents.
 
+    ``seed``: see :func:`casemate.secureexec.image.pack`; an identity with secrets must have none.
+
     Raises :class:`~casemate.secureexec.errors.ImageError` where parts or hosts can't be.
     """
+    if seed is not None and identity.secrets:
+        raise ValueError("an image that everybody can open has no secrets")
     values, kind = parts.values(), parts.kind
     until = identity.contracts_until
     baked = {
@@ -137,6 +142,7 @@ def assemble(
         cmdline=command_line(parts.arch).encode(),
         initrd=_joined(_rewound(parts.initrd), own(json.dumps(baked).encode(), secrets, identity.public)),
         hosts=[host for _, host in hosts],
+        seed=seed,
     )
     del secrets
     moment = created.isoformat()

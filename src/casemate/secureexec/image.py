@@ -33,7 +33,12 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import BinaryIO
 
-from cryptography.hazmat.primitives.asymmetric.ec import SECP521R1, EllipticCurvePrivateKey, generate_private_key
+from cryptography.hazmat.primitives.asymmetric.ec import (
+    SECP521R1,
+    EllipticCurvePrivateKey,
+    derive_private_key,
+    generate_private_key,
+)
 from cryptography.hazmat.primitives.ciphers import Cipher
 from cryptography.hazmat.primitives.ciphers.algorithms import AES
 from cryptography.hazmat.primitives.ciphers.modes import XTS
@@ -96,6 +101,26 @@ class Contents:
     components: tuple[Component, ...]
     header: Header
     secrets: Secrets = field(repr=False)
+
+
+class _Draw:
+    """What an image has at random; of a seed the same for everybody."""
+
+    def __init__(self, seed: bytes | None) -> None:
+        self._seed, self._drawn = seed, 0
+
+    def __call__(self, size: int) -> bytes:
+        """Return so many bytes."""
+        if self._seed is None:
+            return secrets.token_bytes(size)
+        self._drawn += 1
+        return hashlib.shake_256(b"casemate image\0" + self._drawn.to_bytes(4, "big") + self._seed).digest(size)
+
+    def key(self) -> EllipticCurvePrivateKey:
+        """Return a key on P-521."""
+        if self._seed is None:
+            return generate_private_key(SECP521R1())
+        return derive_private_key(int.from_bytes(self(64), "big") + 1, SECP521R1())  # 512 bits are below the order
 
 
 class _Line:
@@ -191,11 +216,16 @@ def pack(
     flags: int = headers.DEFAULT_FLAGS,
     secret_flags: int = 0,
     communication_key: bytes | None = None,
+    seed: bytes | None = None,
     progress: Progress | None = None,
 ) -> Packed:
     """Write an image to ``out``, a file that can seek. ``progress`` is told how many bytes were packed so far.
 
     Where no loaders are given, a Linux kernel for IBM Z gets ours; any other kernel gets none.
+
+    ``seed``: all that is random otherwise is drawn from it. Such an image hides nothing from who knows the seed, and
+    everybody who packs the same gets the same bytes: for images that hold no secret, and that many want to have packed
+    themselves.
 
     Raises :class:`ImageError`: no host or too many, a component of a size that can't be.
     """
@@ -207,15 +237,16 @@ def pack(
     if stage3b is not None and not _ARGUMENTS.size < len(stage3b) <= CHUNK:
         raise ImageError("stage3b is too small or too large to be that loader")
     for_z = False
-    customer = generate_private_key(SECP521R1())
-    header_key, component_key = secrets.token_bytes(32), secrets.token_bytes(64)
+    draw = _Draw(seed)
+    customer = draw.key()
+    header_key, component_key = draw(32), draw(64)
     placed: list[Component] = []
     blobs: list[tuple[int, int]] = []
     address = COMPONENTS
 
     def place(name: str, source: Source) -> None:
         nonlocal address, for_z
-        prefix = len(placed).to_bytes(2, "big") + secrets.token_bytes(6)
+        prefix = len(placed).to_bytes(2, "big") + draw(6)
         component = Component(int.from_bytes(prefix, "big"), address, 0)
         size = 0
         for pages, length in _pages(source):
@@ -250,14 +281,14 @@ def pack(
         digests = line.finish()
 
     header = headers.build(
-        iv=secrets.token_bytes(12),
+        iv=draw(12),
         pages=line.pages,
         digests=digests,
         slots=[make_slot(host, customer, header_key) for host in hosts],
         customer_key=coordinates(customer.public_key()),
         header_key=header_key,
         secrets=Secrets(
-            communication_key or secrets.token_bytes(headers.COMMUNICATION_KEY),
+            communication_key or draw(headers.COMMUNICATION_KEY),
             component_key,
             psw_address=entry,
             flags=secret_flags,

@@ -1,0 +1,134 @@
+"""``casemate ceremony``, each person's part as they type it, against the real service without a machine."""
+
+from __future__ import annotations
+
+import io
+import json
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import ceremony_kit as kit
+import pytest
+from ceremony_kit import Held, held, key
+
+from casemate.build import ceremony as rules
+from casemate.build import ceremonyhost, forms, signers
+from program import Result
+
+Run = Callable[..., Result]
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Path:
+    """What a person has: the plan, the image that they packed, keys."""
+    made = kit.plan()
+    (tmp_path / "plan.json").write_bytes(made.as_bytes())
+    (tmp_path / "bootstrap").mkdir()
+    with (tmp_path / "bootstrap/casemate.img").open("w+b") as out:
+        ceremonyhost.write_image(made, kit.FILES, out)
+    for name in (*kit.PEOPLE, "next", "other", "root key"):
+        signers.write_private(tmp_path / f"{name}.key", forms.private_pem(key(name)))
+    (tmp_path / "HKD.crt").write_bytes(kit.host())
+    (tmp_path / "secret").write_bytes(b"what only one knows")
+    return tmp_path
+
+
+@pytest.fixture
+def open_one(place: Path) -> Iterator[Held]:
+    with held(rules.parse_plan((place / "plan.json").read_bytes())) as found:
+        yield found
+
+
+def join(run: Run, place: Path, found: Held, name: str, *more: object, yes: bool = True) -> Result:
+    words = [
+        "--plan",
+        place / "plan.json",
+        "--image",
+        place / "bootstrap",
+        "--as",
+        name,
+        "--key",
+        f"file:{place}/{name}.key",
+    ]
+    return run("ceremony", "join", f"127.0.0.1:{found.port}", *words, *(["--yes"] if yes else []), *more)
+
+
+def test_each_person_does_their_part_and_an_auditor_verifies_all(run: Run, place: Path, open_one: Held) -> None:
+    def said(name: str, *more: object) -> str:
+        done = join(run, place, open_one, name, "--json", *more)
+        assert done.code == 0, done.err
+        return str(json.loads(done.out)["action"])
+
+    assert said("alice", "--next-key", f"file:{place}/next.key") == "approve"
+    status = run(
+        *("ceremony", "status", f"127.0.0.1:{open_one.port}", "--plan", place / "plan.json"),
+        *("--image", place / "bootstrap"),
+    )
+    assert status.code == 0 and b"missing: 1 of reviewers (bob, carol)" in status.out
+    assert said("bob", "--next-key", f"file:{place}/other.key") == "approve"
+    assert said("heidi", "--host-key", place / "HKD.crt") == "hosts"
+    for name in ("dave", "erin"):
+        (place / "secret").write_bytes(f"what only {name} knows".encode())
+        assert said(name, "--secret-file", place / "secret") == "contribute"
+    open_one.service.step()
+    assert said("rita", "--root", f"file:{place}/root key.key") == "certify"
+    for name, data in kit.FILES.items():
+        open_one.visit.bring(name, data)
+    open_one.service.step()
+    stepping = threading.Timer(2.0, open_one.service.step)  # the machine ends the ceremony when it is witnessed
+    waiting = threading.Thread(target=lambda: (stepping.start(), stepping.join()))
+    waiting.start()
+    until = join(run, place, open_one, "oscar", "-o", place / "kept")
+    waiting.join()
+    assert until.code == 0, until.err
+    words = ("ceremony", "verify", place / "kept", "--root", place / "root.crt", "--bootstrap", place / "bootstrap")
+    (place / "root.crt").write_bytes(kit.root_pem())
+    done = run(*words, "--json")
+    report = json.loads(done.out)
+    assert done.code == 0 and report["holds"], report
+    assert {"BootstrapVM", "image of the BootstrapVM", "witness", "end"} <= {one["name"] for one in report["checks"]}
+    for name in (ceremonyhost.HEADER, ceremonyhost.MEASUREMENT, ceremonyhost.PROTECTION_KEY):
+        kept = (place / "kept" / name).read_bytes()
+        (place / "kept" / name).unlink()
+        assert run(*words).code == 1, name
+        (place / "kept" / name).write_bytes(kept)
+
+
+def test_what_is_signed_is_shown_first_and_nothing_is_signed_without_a_yes(
+    run: Run, place: Path, open_one: Held, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO("n\n"))
+    done = join(run, place, open_one, "alice", "--next-key", f"file:{place}/next.key", yes=False)
+    assert done.code != 0 and "You are alice (reviewers). You sign: the whole plan" in done.err
+    assert not open_one.service.ceremony.of("approve")
+
+
+def test_who_has_packed_another_image_does_not_sign(run: Run, place: Path, open_one: Held) -> None:
+    with (place / "bootstrap/casemate.img").open("w+b") as out:
+        ceremonyhost.write_image(kit.plan(nonce="1" * 32), kit.FILES, out)
+    done = join(run, place, open_one, "alice", "--next-key", f"file:{place}/next.key")
+    assert done.code == 1 and "CEREMONY-MEASUREMENT" in done.err and not open_one.service.ceremony.of("approve")
+
+
+@pytest.mark.parametrize(
+    ("name", "needs"),
+    [
+        *(("alice", "--next-key"), ("heidi", "--host-key"), ("dave", "--secret-file"), ("rita", "--root")),
+        ("oscar", "--output"),
+    ],
+)
+def test_what_a_part_needs_is_asked_for(run: Run, place: Path, open_one: Held, name: str, needs: str) -> None:
+    done = join(run, place, open_one, name)
+    assert done.code == 2 and needs in done.err
+
+
+def test_another_s_key_a_stranger_and_a_directory_without_an_image(run: Run, place: Path, open_one: Held) -> None:
+    (place / "alice.key").unlink()
+    signers.write_private(place / "alice.key", forms.private_pem(key("bob")))
+    done = join(run, place, open_one, "alice", "--next-key", f"file:{place}/next.key")
+    assert done.code == 1 and "CEREMONY-PERSONA" in done.err
+    assert "CEREMONY-PERSONA" in join(run, place, open_one, "next").err
+    (place / "bootstrap/casemate.img").unlink()
+    done = join(run, place, open_one, "bob", "--next-key", f"file:{place}/next.key")
+    assert done.code == 1 and "CEREMONY-IMAGE" in done.err and "casemate ceremony pack" in done.err
