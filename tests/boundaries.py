@@ -47,7 +47,12 @@ BUILDERS = ("guest/builder", "guest/bootstrap")
 INSIDE = (
     *("casemate.secureexec", "casemate.approval", "casemate.image.assemble", "casemate.image.cpio"),
     *("casemate.image.provenance", "casemate.build.frame", "casemate.build.job", "casemate.build.forms"),
-    *("casemate.build.keyset", "casemate.build.ceremony"),
+    *(
+        "casemate.build.keyset",
+        "casemate.build.ceremony",
+        "casemate.build.ceremonyplan",
+        "casemate.build.ceremonysession",
+    ),
 )
 LOG = ("casemate.build.keylog",)
 """What builder machines have besides what every guest has."""

@@ -16,7 +16,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from hypothesis import given
 from hypothesis import strategies as st
 
-from casemate import approval
+from casemate import approval, strictjson
 from casemate.approval import PAYLOAD_TYPE, ApprovalError, Reviewers, envelope, pae, parse_reviewers, statement, verify
 from program import Result
 
@@ -147,7 +147,7 @@ def test_an_older_revision_does_not_come_back(reviewers: Reviewers) -> None:
     ],
 )
 def test_a_statement_of_another_form_is_refused_though_all_have_signed_it(reviewers: Reviewers, change) -> None:
-    payload = approval._canonical(change(json.loads(statement("build", 7, CONTENT, reviewers))))
+    payload = strictjson.dumps(change(json.loads(statement("build", 7, CONTENT, reviewers))))
     assert refused(lambda: verify(CONTENT, signed(payload, NAMES), reviewers, subject="build")) in ("FORM", "OTHER")
 
 

@@ -27,8 +27,6 @@ Pure, so that a builder inside of a machine and the host can check with the same
 
 from __future__ import annotations
 
-import base64
-import binascii
 import hashlib
 import json
 import re
@@ -106,7 +104,7 @@ def statement(subject: str, revision: int, content: bytes, reviewers: Reviewers)
     """Return the statement about bytes. Raises :class:`ApprovalError` where subject or revision can't be."""
     if not _NAME.fullmatch(subject) or not 1 <= revision <= LARGEST_REVISION:
         raise _error("FORM", "a subject is a plain name, a revision a whole number from 1", "correct it")
-    return _canonical(
+    return strictjson.dumps(
         {
             **{"format": FORMAT, "subject": subject, "revision": revision},
             **{"sha256": hashlib.sha256(content).hexdigest(), "reviewers": reviewers.digest},
@@ -117,8 +115,8 @@ def statement(subject: str, revision: int, content: bytes, reviewers: Reviewers)
 def envelope(payload: bytes, signatures: Sequence[tuple[str, bytes]]) -> bytes:
     """Return an approval: the statement, and signatures by name."""
     document = {
-        **{"payloadType": PAYLOAD_TYPE, "payload": base64.b64encode(payload).decode()},
-        "signatures": [{"keyid": name, "sig": base64.b64encode(one).decode()} for name, one in sorted(signatures)],
+        **{"payloadType": PAYLOAD_TYPE, "payload": strictjson.b64(payload)},
+        "signatures": [{"keyid": name, "sig": strictjson.b64(one)} for name, one in sorted(signatures)],
     }
     return json.dumps(document, indent=1).encode() + b"\n"
 
@@ -195,7 +193,7 @@ def parse_last(data: bytes) -> dict[str, tuple[int, str]]:
 def format_last(last: dict[str, tuple[int, str]]) -> bytes:
     """Return the file that :func:`parse_last` reads."""
     return (
-        _canonical({name: {"revision": revision, "sha256": digest} for name, (revision, digest) in last.items()})
+        strictjson.dumps({name: {"revision": revision, "sha256": digest} for name, (revision, digest) in last.items()})
         + b"\n"
     )
 
@@ -231,10 +229,6 @@ def _holds(key: Any, signature: bytes, data: bytes) -> bool:
     return True
 
 
-def _canonical(document: dict[str, Any]) -> bytes:
-    return json.dumps(document, sort_keys=True, separators=(",", ":"), ensure_ascii=True).encode()
-
-
 def _json(data: bytes, kind: str, what: str) -> dict[str, Any]:
     if len(data) > LARGEST:
         raise _error(kind, f"{len(data)} bytes are too many for a {what}", "is it the right file?")
@@ -249,8 +243,8 @@ def _json(data: bytes, kind: str, what: str) -> dict[str, Any]:
 
 def _decode(text: object) -> bytes:
     try:
-        return base64.b64decode(text if isinstance(text, str) else "-", validate=True)
-    except (binascii.Error, ValueError):
+        return strictjson.unb64(text)
+    except ValueError:
         raise _error("FORM", "statement and signatures are base64", "take the file as it was signed") from None
 
 

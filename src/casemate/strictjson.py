@@ -1,8 +1,11 @@
-"""JSON of which two readers can't make two things: UTF-8, and no object says a key twice."""
+"""JSON of which two readers can't make two things: UTF-8, and no object says a key twice; and one form of it, to sign."""
 
 from __future__ import annotations
 
+import base64
+import binascii
 import json
+from collections.abc import Mapping
 from typing import Any
 
 
@@ -20,3 +23,21 @@ def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(found) != len(pairs):
         raise ValueError("a key stands twice")
     return found
+
+
+def dumps(document: Mapping[str, Any]) -> bytes:
+    """Return a document in one form: sorted keys, no spaces, ASCII."""
+    return json.dumps(document, sort_keys=True, separators=(",", ":"), ensure_ascii=True).encode()
+
+
+def unb64(text: object) -> bytes:
+    """Return the bytes of a base64 text in a document. Raises :class:`ValueError`, whatever it is."""
+    try:
+        return base64.b64decode(text if isinstance(text, str) else "-", validate=True)
+    except binascii.Error:
+        raise ValueError("not base64") from None
+
+
+def b64(data: bytes) -> str:
+    """Return bytes as base64, for a document."""
+    return base64.b64encode(data).decode()

@@ -17,11 +17,15 @@ from typing import Any
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
+from casemate import strictjson
 from casemate.attestation import record as records
 from casemate.build import ceremony as rules
 from casemate.build import ceremonyhost
-from casemate.build.ceremony import Part, Plan, Role
+from casemate.build import ceremonyplan as plans
+from casemate.build import ceremonysession as sessions
 from casemate.build.ceremonyhost import Visit
+from casemate.build.ceremonyplan import Plan, Role
+from casemate.build.job import Part
 from casemate.guest.bootstrap import Bootstrap, serving
 from casemate.guest.kinds import KINDS
 from casemate.image.assemble import Parts
@@ -184,11 +188,13 @@ def running(service: Bootstrap, **more: Any) -> Iterator[threading.Thread]:
     thread.join(30)
 
 
-def forge(made: Plan, session: rules.Session, who: str, content: bytes, seen: str, signer: Any, **said: str) -> bytes:
+def forge(
+    made: Plan, session: sessions.Session, who: str, content: bytes, seen: str, signer: Any, **said: str
+) -> bytes:
     """Return an entry that says of itself what a test wants it to say."""
     import json
 
     names = ("0" * 64, "1" * 64)
     document = json.loads(rules.statement(made, session, who, content, seen, "file", names)) | said
-    payload = rules.canonical(document)
-    return rules.entry(payload, rules.sign(signer, rules.STATEMENT_TYPE, payload), who, content)
+    payload = strictjson.dumps(document)
+    return rules.entry(payload, plans.sign(signer, rules.STATEMENT_TYPE, payload), who, content)

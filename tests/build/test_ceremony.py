@@ -20,12 +20,16 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from hypothesis import given
 from hypothesis import strategies as st
 
-from casemate import approval
+from casemate import approval, strictjson
 from casemate.build import ceremony as rules
 from casemate.build import ceremonyhost, ceremonyreport, forms
-from casemate.build.ceremony import Ceremony, CeremonyError, Part, Role
+from casemate.build import ceremonyplan as plans
+from casemate.build import ceremonysession as sessions
+from casemate.build.ceremony import Ceremony
 from casemate.build.ceremonyhost import VisitError
 from casemate.build.ceremonypage import page
+from casemate.build.ceremonyplan import CeremonyError, Role
+from casemate.build.job import Part
 from casemate.certificates.chain import verify_chain
 from casemate.errors import CasemateError
 from casemate.guest import bootstrap as service
@@ -59,9 +63,9 @@ def report(directory: Path, plan: Any, **more: Any) -> ceremonyreport.Report:
     return ceremonyreport.verify(plan, answer, **more)
 
 
-def evidence(directory: Path) -> rules.Evidence:
+def evidence(directory: Path) -> sessions.Evidence:
     names = (ceremonyhost.HEADER, ceremonyhost.MEASUREMENT, ceremonyhost.PROTECTION_KEY)
-    return rules.Evidence(*((directory / name).read_bytes() for name in names))
+    return sessions.Evidence(*((directory / name).read_bytes() for name in names))
 
 
 # --- the whole --------------------------------------------------------------------------------------------------
@@ -100,8 +104,8 @@ def test_a_ceremony_leads_to_an_image_and_a_transcript_that_verifies(finished: t
 def test_no_key_of_the_ceremony_is_valid_after_it(finished: tuple[Path, Any]) -> None:
     directory, plan = finished
     who = approval.parse_reviewers((directory / "buildvm/reviewers.json").read_bytes())
-    used = {rules.spki(rules.public_key(pem, "PLAN", name)) for name, pem in plan.personas.items()}
-    assert not used & {rules.spki(one) for one in who.keys.values()}
+    used = {plans.spki(plans.public_key(pem, "PLAN", name)) for name, pem in plan.personas.items()}
+    assert not used & {plans.spki(one) for one in who.keys.values()}
 
 
 def test_no_secret_is_in_what_comes_out(finished: tuple[Path, Any]) -> None:
@@ -116,7 +120,7 @@ def test_the_page_shows_who_did_what_and_what_is_missing(finished: tuple[Path, A
     directory, plan = finished
     whole = page(report(directory, plan))
     assert "is complete, and every check holds" in whole and "<script" not in whole and "DEVELOPMENT TEE" in whole
-    for text in (*kit.PEOPLE, *rules.ACTIONS):
+    for text in (*kit.PEOPLE, *plans.ACTIONS):
         assert text in whole
     open_one.approve("alice")
     seen = open_one.visit.look()
@@ -156,7 +160,7 @@ def test_a_quorum_of_one_is_refused_where_it_must_be_two(role: str) -> None:
 
 @given(st.binary(max_size=300))
 def test_any_bytes_are_a_plan_a_line_an_entry_or_refused(data: bytes) -> None:
-    for parse in (rules.parse_plan, rules.parse_line, rules.parse_entry, rules.hosts_of):
+    for parse in (plans.parse_plan, rules.parse_line, rules.parse_entry, rules.hosts_of):
         with pytest.raises(CeremonyError):
             parse(data)
 
@@ -169,10 +173,10 @@ def test_a_plan_with_any_value_in_it_is_one_or_refused(value: Any, data: st.Data
     document = json.loads(_PLAN)
     document[data.draw(st.sampled_from(sorted(document)))] = value
     try:
-        found = rules.parse_plan(json.dumps(document).encode())
+        found = plans.parse_plan(json.dumps(document).encode())
     except CeremonyError:
         return
-    assert rules.parse_plan(found.as_bytes()) == found
+    assert plans.parse_plan(found.as_bytes()) == found
 
 
 _PLAN = kit.plan().as_bytes()
@@ -230,7 +234,7 @@ def test_nothing_is_taken_before_or_after_the_window() -> None:
     seen = found.visit.seen
     assert seen is not None
     payload = rules.statement(plan, seen.session, "alice", b"", seen.head, "file", ("0" * 64, "1" * 64))
-    signature = rules.sign(key("alice"), rules.STATEMENT_TYPE, payload)
+    signature = plans.sign(key("alice"), rules.STATEMENT_TYPE, payload)
     early = plan.not_before - datetime.timedelta(seconds=1)
     refused("CEREMONY-TIME", lambda: seen.check(payload, signature, "alice", b"", early))
 
@@ -291,7 +295,7 @@ def test_content_that_was_not_signed_is_refused(open_one: Held) -> None:
     content = rules.next_key(seen.session, "alice", key("alice's next"), "file")
     payload = rules.statement(seen.plan, seen.session, "alice", content, seen.head, "file", ("0" * 64, "1" * 64))
     other = rules.next_key(seen.session, "alice", key("mallory"), "file")
-    entry = rules.entry(payload, rules.sign(key("alice"), rules.STATEMENT_TYPE, payload), "alice", other)
+    entry = rules.entry(payload, plans.sign(key("alice"), rules.STATEMENT_TYPE, payload), "alice", other)
     refused("CEREMONY-CONTENT", lambda: open_one.visit._ask("POST", "/entry", 1 << 20, entry))
 
 
@@ -303,7 +307,7 @@ def test_a_contribution_opens_in_its_session_for_its_persona_only(open_one: Held
     visit = open_one.visit
     session = visit.look().session
     salt, share = b"s" * 32, b"what only dave knows"
-    content, sealed = rules.commitment(salt, share), rules.seal_share(session, "dave", salt, share)
+    content, sealed = sessions.commitment(salt, share), sessions.seal_share(session, "dave", salt, share)
     # erin sends what she saw dave send as her own, with his commitment
     refused("CEREMONY-CONTENT", lambda: visit.act("erin", key("erin"), "file", content, sealed))
     with held(open_one.service.plan) as other:
@@ -313,7 +317,7 @@ def test_a_contribution_opens_in_its_session_for_its_persona_only(open_one: Held
     # what anybody can fetch has the commitment, and nothing from which the share could be guessed
     fetched = visit._ask("GET", "/transcript", 1 << 20) + visit._ask("GET", "/status", 1 << 20)
     assert share not in fetched and hashlib.sha256(share).hexdigest().encode() not in fetched
-    assert sealed not in fetched and rules._b64(sealed).encode() not in fetched
+    assert sealed not in fetched and strictjson.b64(sealed).encode() not in fetched
     for path in ("/share", "/shares/dave", "/result/dave", "/../run/casemate", "/parts/kernel"):
         with pytest.raises(VisitError):
             visit._ask("GET", path, 1 << 20)
@@ -322,8 +326,8 @@ def test_a_contribution_opens_in_its_session_for_its_persona_only(open_one: Held
 def test_a_contribution_that_is_not_what_was_committed_to_is_refused(open_one: Held) -> None:
     open_one.approve("alice", "bob")
     session = open_one.visit.look().session
-    sealed = rules.seal_share(session, "dave", b"s" * 32, b"another share than that")
-    content = rules.commitment(b"s" * 32, b"the share that was told")
+    sealed = sessions.seal_share(session, "dave", b"s" * 32, b"another share than that")
+    content = sessions.commitment(b"s" * 32, b"the share that was told")
     refused("CEREMONY-CONTENT", lambda: open_one.visit.act("dave", key("dave"), "file", content, sealed))
 
 
@@ -346,7 +350,7 @@ def answers(found: Held) -> dict[str, bytes]:
 
     def certify(public: Any, signer: Any, above: Any, **more: Any) -> bytes:
         form = forms.certificate(names, subject, public, above, 100, **more)
-        return rules.canonical({**good, "certificate": forms.pem(forms.sign(form, signer)).decode()})
+        return strictjson.dumps({**good, "certificate": forms.pem(forms.sign(form, signer)).decode()})
 
     strange = forms.load_certificate(ceremonyhost.root_certificate("Example", mallory, development=True))
     return {
@@ -354,7 +358,7 @@ def answers(found: Held) -> dict[str, bytes]:
         "another root": certify(public, mallory, strange, path=0),
         "an authority over authorities": certify(public, key("root key"), above, path=1),
         "no authority": certify(public, key("root key"), above),
-        "no list": rules.canonical({**good, "list": good["certificate"]}),
+        "no list": strictjson.dumps({**good, "list": good["certificate"]}),
     }
 
 
@@ -377,10 +381,10 @@ def test_somebody_with_another_key_than_the_roots_can_not_answer(open_one: Held)
 def changes(lines: list[bytes]) -> dict[str, list[bytes]]:
     """What can be done to a transcript, by name."""
     document = json.loads(lines[4])
-    other = rules.canonical(
-        {**document, "content": rules._b64(rules.commitment(b"s" * 32, b"another share, after all"))}
+    other = strictjson.dumps(
+        {**document, "content": strictjson.b64(sessions.commitment(b"s" * 32, b"another share, after all"))}
     )
-    later = rules.canonical({**json.loads(lines[1]), "time": "2031-01-01T00:00:00Z"})
+    later = strictjson.dumps({**json.loads(lines[1]), "time": "2031-01-01T00:00:00Z"})
     return {
         "changed": [*lines[:4], other, *lines[5:]],
         "another time": [lines[0], later, *lines[2:]],
@@ -448,7 +452,7 @@ def impostor(change: Callable[[dict[str, bytes]], None], plan: Any) -> bytes:
     made = kit.bootstrap(plan)
     said = {name: base64.b64decode(text) for name, text in json.loads(made.answer).items()}
     change(said)
-    return rules.canonical({name: rules._b64(one) for name, one in said.items()})
+    return strictjson.dumps({name: strictjson.b64(one) for name, one in said.items()})
 
 
 def test_a_session_that_does_not_fit_its_record_or_plan_is_refused() -> None:
@@ -467,7 +471,7 @@ def test_a_session_that_does_not_fit_its_record_or_plan_is_refused() -> None:
         said["signature"] = b"mine"
 
     for change in (other_record, no_record, other_start, more):
-        refused("CEREMONY-SESSION", lambda change=change: rules.open_session(impostor(change, plan), plan))
+        refused("CEREMONY-SESSION", lambda change=change: sessions.open_session(impostor(change, plan), plan))
 
 
 def test_an_impostor_is_not_the_bootstrap_vm(open_one: Held) -> None:
@@ -589,11 +593,11 @@ def test_a_measurement_that_nobody_signed_shows_nothing(finished: tuple[Path, An
     from casemate.secureexec import attestation
 
     directory, plan = finished
-    session = rules.open_session((directory / "session.json").read_bytes(), plan)
-    request, secret = rules.ask(plan)
+    session = sessions.open_session((directory / "session.json").read_bytes(), plan)
+    request, secret = sessions.ask(plan)
     forged = kit.ultravisor(kit.header(plan))(attestation.unpack(request).request, session.user_data)
-    mine = rules.Evidence(kit.header(plan), attestation.pack_answer(forged), secret)
-    assert rules.measured(plan, session, mine) == "HKD.crt"  # by itself it holds
+    mine = sessions.Evidence(kit.header(plan), attestation.pack_answer(forged), secret)
+    assert sessions.measured(plan, session, mine) == "HKD.crt"  # by itself it holds
     assert verdicts(report(directory, plan, evidence=mine))["BootstrapVM"] == "not proved"
 
 

@@ -12,8 +12,8 @@ import ceremony_kit as kit
 import pytest
 from ceremony_kit import Held, held, key
 
-from casemate.build import ceremony as rules
 from casemate.build import ceremonyhost, forms, signers
+from casemate.build import ceremonyplan as plans
 from program import Result
 
 Run = Callable[..., Result]
@@ -36,7 +36,7 @@ def place(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def open_one(place: Path) -> Iterator[Held]:
-    with held(rules.parse_plan((place / "plan.json").read_bytes())) as found:
+    with held(plans.parse_plan((place / "plan.json").read_bytes())) as found:
         yield found
 
 

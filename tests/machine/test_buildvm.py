@@ -15,7 +15,7 @@ from surroundings import PATIENCE, World
 
 from casemate.attestation.verify import verify
 from casemate.build import buildvm, ceremonyhost, forms, rehearsal, signers
-from casemate.build import ceremony as rules
+from casemate.build import ceremonyplan as plans
 from casemate.build import job as jobs
 from casemate.certificates.chain import verify_chain
 from casemate.demo import parties
@@ -209,10 +209,10 @@ def test_a_builder_takes_certificates_back_and_makes_its_successor_which_works(b
     with pytest.raises(MachineError, match="HPL17004E"):  # it has a successor, and makes no more images
         do(built, built.builder, last, 4, built.state, tmp_path / "refused")
 
-    plan = rules.parse_plan((built.builder.path.parent / "plan.json").read_bytes())
+    plan = plans.parse_plan((built.builder.path.parent / "plan.json").read_bytes())
     request = (tmp_path / "next/intermediate.csr").read_bytes()
     with built.root.open() as key:  # in its token
-        answer = json.loads(ceremonyhost.answer_request(plan, request, key, rules.TOKEN))["certificate"].encode()
+        answer = json.loads(ceremonyhost.answer_request(plan, request, key, plans.TOKEN))["certificate"].encode()
     successor = buildvm.BuilderDirectory(tmp_path / "next")
     first = buildvm.make_job(successor, "crl", intermediate=answer).as_bytes()
     result = do(built, successor, first, 1, tmp_path / "next.state", tmp_path / "first")

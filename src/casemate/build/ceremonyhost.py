@@ -23,8 +23,12 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from casemate.build import ceremony as rules
+from casemate.build import ceremonyplan as plans
+from casemate.build import ceremonysession as sessions
 from casemate.build.buildvm import measure
-from casemate.build.ceremony import FILE, TOKEN, Ceremony, Evidence, Line, Plan, Role, Session
+from casemate.build.ceremony import Ceremony, Line
+from casemate.build.ceremonyplan import FILE, TOKEN, Plan, Role
+from casemate.build.ceremonysession import Evidence, Session
 from casemate.build.job import Part
 from casemate.errors import CasemateError
 
@@ -59,18 +63,18 @@ class Visit:
 
     def look(self) -> Ceremony:
         """Return the ceremony as it is now, all of it verified. Raises :class:`CasemateError`."""
-        answer = self._ask("GET", "/session", rules.LARGEST_ANSWER)
-        session = rules.open_session(answer, self.plan)
+        answer = self._ask("GET", "/session", sessions.LARGEST_ANSWER)
+        session = sessions.open_session(answer, self.plan)
         if self.evidence is None:
             self.evidence = self.measure(session)
-        rules.measured(self.plan, session, self.evidence)
+        sessions.measured(self.plan, session, self.evidence)
         if self.seen is not None and self.seen.session.digest != session.digest:
-            raise rules.CeremonyError(
+            raise plans.CeremonyError(
                 "the machine has begun another session since the last look", "ask who runs it", id="CEREMONY-SESSION"
             )
         found = Ceremony.replay(self.plan, session, self._ask("GET", "/transcript", rules.LARGEST_TRANSCRIPT))
         if self.seen is not None and found.lines[: len(self.seen.lines)] != self.seen.lines:
-            raise rules.CeremonyError(
+            raise plans.CeremonyError(
                 "lines that were there before are gone or changed",
                 "the machine forks its transcript",
                 id="CEREMONY-TRANSCRIPT",
@@ -80,9 +84,9 @@ class Visit:
 
     def measure(self, session: Session) -> Evidence:
         """Have the machine's ultravisor measure it with this session, and return what came. Raises :class:`CasemateError`."""
-        request, key = rules.ask(self.plan)
-        evidence = Evidence(self.header, self._ask("POST", "/measure", rules.LARGEST_ANSWER, request), key)
-        rules.measured(self.plan, session, evidence)
+        request, key = sessions.ask(self.plan)
+        evidence = Evidence(self.header, self._ask("POST", "/measure", sessions.LARGEST_ANSWER, request), key)
+        sessions.measured(self.plan, session, evidence)
         return evidence
 
     def status(self) -> dict[str, Any]:
@@ -94,7 +98,7 @@ class Visit:
         end = time.monotonic() + patience
         while not (found := self.look()).of(action):
             if found.ended or time.monotonic() > end:
-                raise rules.CeremonyError(f"there is no line {action}", "casemate ceremony status", id="CEREMONY-ORDER")
+                raise plans.CeremonyError(f"there is no line {action}", "casemate ceremony status", id="CEREMONY-ORDER")
             time.sleep(0.5)
         return found
 
@@ -104,10 +108,10 @@ class Visit:
         self.evidence = self.measure(before.session)  # each signs what they have asked for themselves, now
         names = self.evidence.names
         payload = rules.statement(self.plan, before.session, persona, content, before.head, custody, names)
-        entry = rules.entry(payload, rules.sign(key, rules.STATEMENT_TYPE, payload), persona, content, sealed)
+        entry = rules.entry(payload, plans.sign(key, rules.STATEMENT_TYPE, payload), persona, content, sealed)
         line = rules.parse_line(self._ask("POST", "/entry", rules.LARGEST_LINE, entry))
         if self.look().lines[line.n - 1] != line or line.statement != payload:
-            raise rules.CeremonyError("the line that was answered is not in the transcript", id="CEREMONY-TRANSCRIPT")
+            raise plans.CeremonyError("the line that was answered is not in the transcript", id="CEREMONY-TRANSCRIPT")
         return line
 
     def approve(self, persona: str, key: Any, next_key: Any, custody: str = FILE, next_custody: str = FILE) -> Line:
@@ -121,9 +125,9 @@ class Visit:
 
     def contribute(self, persona: str, key: Any, share: bytes, custody: str = FILE) -> Line:
         """Give a secret, sealed for this session."""
-        session, salt = self.look().session, secrets.token_bytes(rules.SALT)
+        session, salt = self.look().session, secrets.token_bytes(sessions.SALT)
         return self.act(
-            persona, key, custody, rules.commitment(salt, share), rules.seal_share(session, persona, salt, share)
+            persona, key, custody, sessions.commitment(salt, share), sessions.seal_share(session, persona, salt, share)
         )
 
     def certify(self, persona: str, key: Any, root: Any, custody: str = FILE, root_custody: str = FILE) -> Line:
@@ -138,7 +142,7 @@ class Visit:
         for name, part in rules.built_files(built).items():
             data = self._ask("GET", f"/result/{name}", min(part.size, LARGEST_FILE), timeout=PARTS_TIMEOUT)
             if measure(data) != part:
-                raise rules.CeremonyError(
+                raise plans.CeremonyError(
                     "what came out is not what the transcript says", "fetch it again", name, id="CEREMONY-CONTENT"
                 )
             (directory / name).write_bytes(data)
@@ -202,8 +206,8 @@ def answer_request(plan: Plan, request: bytes, root: Any, custody: str) -> bytes
 
     asked = x509.load_pem_x509_csr(request)
     above = forms.load_certificate(plan.root_certificate.encode())
-    if rules.spki(above.public_key()) != rules.spki(root.public_key()):
-        raise rules.CeremonyError(
+    if plans.spki(above.public_key()) != plans.spki(root.public_key()):
+        raise plans.CeremonyError(
             "this is not the key of the plan's root", "give the root's key", id="CEREMONY-PERSONA"
         )
     public: Any = rules.request_key(request)
@@ -300,8 +304,8 @@ def make_plan(
 ) -> Plan:
     """Return a plan: development where its root's certificate is. Raises :class:`~casemate.build.ceremony.CeremonyError`.
 
-    ``hosts``: names and documents of the machines that may run the BootstrapVM, ``verified`` as a keyset does; for a development plan
-    they need not be, and without any it is this user's software ultravisor.
+    ``hosts``: names and documents of the machines that may run the BootstrapVM, ``verified`` as a keyset does; for a
+    development plan they need not be, and without any it is this user's software ultravisor.
     """
     from casemate import __version__
     from casemate.certificates.chain import has_development_mark
@@ -309,7 +313,7 @@ def make_plan(
     from casemate.machine.ultravisor import SoftwareUltravisor
 
     if not verified and not has_development_mark(root):
-        raise rules.CeremonyError(
+        raise plans.CeremonyError(
             "the hosts that may run the BootstrapVM are not verified, or none is named",
             "give a keyset: casemate keyset create",
             id="CEREMONY-PLAN",
@@ -331,14 +335,14 @@ def make_plan(
         parts.values,
         parts.selection,
     )
-    return rules.parse_plan(plan.as_bytes())
+    return plans.parse_plan(plan.as_bytes())
 
 
 def check_parts(plan: Plan, parts: Ready) -> None:
     """Refuse parts that are not the plan's. Raises :class:`~casemate.build.ceremony.CeremonyError`."""
     found = {one: measure(data) for one, data in parts.files.items()}
     if (found, measure(parts.archive), parts.values) != (plan.parts, plan.root, plan.values):
-        raise rules.CeremonyError(
+        raise plans.CeremonyError(
             "the parts that this source makes here are not those of the plan",
             f"take the source at {plan.revision}, or make the plan anew",
             id="CEREMONY-PARTS",
@@ -369,7 +373,7 @@ def write_image(plan: Plan, files: dict[str, bytes], out: BinaryIO) -> dict[str,
     identity = assembly.Identity(secrets={}, files=public, public=public, facts={"ceremony": plan.digest})
     made_of = _parts(plan.arch, "bootstrap", plan.release, files, plan.root, plan.selection)
     hosts = [(name, hostkey.load(document.encode())) for name, document in plan.hosts.items()]
-    seed = rules.image_seed(plan)
+    seed = sessions.image_seed(plan)
     return assembly.assemble(out, made_of, identity, hosts, created=plan.not_before, seed=seed).files
 
 

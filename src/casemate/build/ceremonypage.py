@@ -14,7 +14,8 @@ from html import escape
 
 from casemate.attestation import html as records
 from casemate.attestation.verify import Outcome
-from casemate.build.ceremony import ACTIONS, COMPLETE, MACHINE
+from casemate.build.ceremony import COMPLETE, MACHINE
+from casemate.build.ceremonyplan import ACTIONS
 from casemate.build.ceremonyreport import COVERS, Check, Key, Report, Step
 
 _OWN = """

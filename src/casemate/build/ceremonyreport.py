@@ -19,7 +19,11 @@ from typing import Any
 
 from casemate.attestation.verify import Outcome, Verdict
 from casemate.build import ceremony as rules
-from casemate.build.ceremony import ACTIONS, Ceremony, CeremonyError, Evidence, Line, Missing, Plan, Session
+from casemate.build import ceremonyplan as plans
+from casemate.build import ceremonysession as sessions
+from casemate.build.ceremony import Ceremony, Line, Missing
+from casemate.build.ceremonyplan import ACTIONS, CeremonyError, Plan
+from casemate.build.ceremonysession import Evidence, Session
 from casemate.build.job import IMAGE, Part, Result
 
 FORMAT = "casemate-ceremony-report/1"
@@ -147,7 +151,7 @@ def verify(
         return bool(holds)
 
     try:
-        session: Session | None = rules.open_session(answer, plan)
+        session: Session | None = sessions.open_session(answer, plan)
     except CeremonyError as error:
         session = None
         check("session", False, "", f"{error.id}: {error.cause}")
@@ -183,7 +187,7 @@ def verify(
     )
     ended = found.ended and found.lines[-1].facts.get("outcome") == rules.COMPLETE
     check("end", ended, "the ceremony is complete and closed", "the ceremony did not end, or not as complete")
-    witnessed = bool(found.of("witness")) and found.enough(rules.AUDITOR)
+    witnessed = bool(found.of("witness")) and found.enough(plans.AUDITOR)
     check(
         "witness", witnessed, "the auditor has signed the head over all that was done", "no auditor has signed the head"
     )
@@ -193,7 +197,7 @@ def verify(
         "the root has certified no key of this ceremony",
     )
     if root is not None:
-        same = rules.spki(_certificate_key(root)) == rules.spki(_certificate_key(plan.root_certificate.encode()))
+        same = plans.spki(_certificate_key(root)) == plans.spki(_certificate_key(plan.root_certificate.encode()))
         check(
             "root",
             same,
@@ -264,7 +268,7 @@ def _machine(found: Ceremony, evidence: Evidence | None, *, asked: bool) -> tupl
     if evidence is None:
         return name, None, "", "no measurement was given: nothing shows that its session is not an impostor's"
     try:
-        host = rules.measured(found.plan, found.session, evidence)
+        host = sessions.measured(found.plan, found.session, evidence)
     except CeremonyError as error:
         return name, False, "", f"{error.id}: {error.cause}"
     header, answer = evidence.names
@@ -313,7 +317,7 @@ def _detail(line: Line) -> str:
     if line.action == "contribute":
         return f"commitment {json.loads(line.content)['commitment']}"
     if line.action == "approve":
-        key = rules.public_key(json.loads(line.content)["key"], "CONTENT", "the next key")
+        key = plans.public_key(json.loads(line.content)["key"], "CONTENT", "the next key")
         return f"next key {_fingerprint(key)}"
     if line.action == "request":
         return f"key {_fingerprint(rules.request_key(line.content))}"
@@ -325,7 +329,7 @@ def _detail(line: Line) -> str:
 
 
 def _fingerprint(key: Any) -> str:
-    return hashlib.sha256(rules.spki(key)).hexdigest()
+    return hashlib.sha256(plans.spki(key)).hexdigest()
 
 
 def keys_of(found: Ceremony, genuine: bool) -> list[Key]:
@@ -336,7 +340,7 @@ def keys_of(found: Ceremony, genuine: bool) -> list[Key]:
     built = Outcome.PROVED if genuine and found.of("built") else Outcome.NOT_PROVED
 
     def held(name: str, where: str, ended: str) -> Key:
-        if where == rules.TOKEN:
+        if where == plans.TOKEN:
             said = (
                 "a token (HSM)",
                 f"in the token; {ended}",

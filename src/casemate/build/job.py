@@ -15,8 +15,6 @@ encoding of its own payload type: no record is a result, and no result a record.
 
 from __future__ import annotations
 
-import base64
-import binascii
 import json
 import re
 from collections.abc import Mapping
@@ -112,7 +110,7 @@ class Job:
             "parts": {name: _part_as_dict(part) for name, part in self.parts.items()},
             "root": _part_as_dict(self.root) if self.root else None,
             **{"release": self.release, "selection": self.selection},
-            "signature": base64.b64encode(self.signature).decode(),
+            "signature": strictjson.b64(self.signature),
             "revoke": [{"serial": f"{serial:x}", "reason": reason} for serial, reason in self.revoke],
             "intermediate": self.intermediate.decode("ascii"),
             "root_list": self.root_list.decode("ascii"),
@@ -198,7 +196,7 @@ def _check(job: Job) -> None:
 def bundle_statement(source: Part) -> bytes:
     """Return what the build pipeline signs of a source bundle (P-384, ECDSA with SHA-384), encoded for signing."""
     document = {"name": SOURCE, "sha256": source.sha256, "size": source.size}
-    return pae(BUNDLE_TYPE, json.dumps(document, sort_keys=True, separators=(",", ":")).encode())
+    return pae(BUNDLE_TYPE, strictjson.dumps(document))
 
 
 # --- results ----------------------------------------------------------------------------------------------------
@@ -236,7 +234,7 @@ class Result:
             **{"counter": self.counter, "head": self.head, "finished": self.finished},
             "files": {name: _part_as_dict(part) for name, part in self.files.items()},
         }
-        return json.dumps(document, sort_keys=True, separators=(",", ":"), ensure_ascii=True).encode()
+        return strictjson.dumps(document)
 
 
 def sign_result(result: Result, key: RSAPrivateKey) -> bytes:
@@ -247,8 +245,8 @@ def sign_result(result: Result, key: RSAPrivateKey) -> bytes:
     payload = result.as_bytes()
     signature = key.sign(pae(RESULT_TYPE, payload), PKCS1v15(), SHA256())
     document = {
-        **{"payloadType": RESULT_TYPE, "payload": base64.b64encode(payload).decode()},
-        "signatures": [{"keyid": "", "sig": base64.b64encode(signature).decode()}],
+        **{"payloadType": RESULT_TYPE, "payload": strictjson.b64(payload)},
+        "signatures": [{"keyid": "", "sig": strictjson.b64(signature)}],
     }
     return json.dumps(document).encode() + b"\n"
 
@@ -387,8 +385,8 @@ def _text(document: Mapping[str, Any], name: str) -> str:
 
 def _base64(text: object, error: type[CasemateError]) -> bytes:
     try:
-        return base64.b64decode(text if isinstance(text, str) else "-", validate=True)
-    except (binascii.Error, ValueError):
+        return strictjson.unb64(text)
+    except ValueError:
         raise error("something in it is not base64", "take it as it was written") from None
 
 

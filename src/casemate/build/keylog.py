@@ -31,6 +31,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from casemate import strictjson
 from casemate.errors import CasemateError
 
 ACTIONS = frozenset(("adopt", "generate", "certificate", "list", "request", "accept", "revoke", "retire"))
@@ -85,7 +86,7 @@ def line(n: int, previous: str, time: datetime.datetime, action: str, facts: dic
     if action not in ACTIONS or set(facts) & set(_OWN):
         raise ValueError("not an action of the log, or a fact with a name of its own")
     moment = time.astimezone(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-    return _bytes({**facts, "n": n, "time": moment, "previous": previous, "action": action})
+    return strictjson.dumps({**facts, "n": n, "time": moment, "previous": previous, "action": action})
 
 
 def append(path: Path, action: str, facts: dict[str, Any]) -> Entry:
@@ -112,10 +113,6 @@ def append(path: Path, action: str, facts: dict[str, Any]) -> Entry:
     return parse(whole + new + b"\n")[-1]
 
 
-def _bytes(document: dict[str, Any]) -> bytes:
-    return json.dumps(document, sort_keys=True, separators=(",", ":"), ensure_ascii=True).encode()
-
-
 def _read(line: bytes, n: int) -> dict[str, Any]:
     try:
         document = json.loads(line) if len(line) <= LARGEST_LINE else None
@@ -128,7 +125,7 @@ def _read(line: bytes, n: int) -> dict[str, Any]:
         or type(document["n"]) is not int
         or not all(isinstance(document[name], str) for name in _OWN[1:])
         or document["action"] not in ACTIONS
-        or _bytes(document) != line
+        or strictjson.dumps(document) != line
     ):
         raise _broken(f"line {n} is none of this log")
     return document

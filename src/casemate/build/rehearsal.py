@@ -12,7 +12,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from casemate.build import ceremonyhost as host
-from casemate.build.ceremony import AUDITOR, CUSTODIANS, FILE, HOSTS, REVIEWERS, ROOT, Plan, Role
+from casemate.build.ceremonyplan import AUDITOR, CUSTODIANS, FILE, HOSTS, REVIEWERS, ROOT, Plan, Role
 
 PEOPLE = {
     REVIEWERS: ("alice", "bob"),

@@ -13,9 +13,9 @@ from casemate.cli.attestation import private_key, read_record, trust_of_image, w
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey
 
-    from casemate.build.ceremony import Evidence
     from casemate.build.ceremonyhost import Visit
     from casemate.build.ceremonyreport import Report
+    from casemate.build.ceremonysession import Evidence
 
 _JSON = click.option("--json", "as_json", is_flag=True, help="Print it as JSON.")
 _FILE = click.Path(exists=True, path_type=Path, dir_okay=False)
@@ -64,7 +64,7 @@ def plan(file: Path, output: str, as_json: bool) -> None:
     """
     from casemate.build import ceremonyhost as host
     from casemate.build import forms, keyset
-    from casemate.build.ceremony import CeremonyError, Role
+    from casemate.build.ceremonyplan import CeremonyError, Role
     from casemate.cli.ui import read_input, steps, write_output
     from casemate.contract.document import parse
 
@@ -112,11 +112,11 @@ def pack(directory: Path, plan_file: Path, as_json: bool) -> None:
     """
     import hashlib
 
-    from casemate.build import ceremony as rules
     from casemate.build import ceremonyhost as host
+    from casemate.build import ceremonyplan as plans
     from casemate.cli.ui import read_input, steps
 
-    made = rules.parse_plan(read_input(str(plan_file), rules.LARGEST_PLAN))
+    made = plans.parse_plan(read_input(str(plan_file), plans.LARGEST_PLAN))
     with steps("Packing the BootstrapVM", quiet=as_json) as progress:
         header = host.pack(made, host.ready_parts(made.arch, progress=progress), directory)
     digest = hashlib.sha256(header).hexdigest()
@@ -139,11 +139,11 @@ def start(directory: Path, plan_file: Path, port: int, name: str) -> None:
     \b
     casemate ceremony start my-ceremony --plan plan.json --port 8722
     """
-    from casemate.build import ceremony as rules
     from casemate.build import ceremonyhost as host
+    from casemate.build import ceremonyplan as plans
     from casemate.cli.ui import read_input, steps
 
-    made = rules.parse_plan(read_input(str(plan_file), rules.LARGEST_PLAN))
+    made = plans.parse_plan(read_input(str(plan_file), plans.LARGEST_PLAN))
     with steps("Starting the BootstrapVM") as progress:
         parts = host.ready_parts(made.arch, progress=progress)
         visit, _ = host.opened(made, parts, directory / "bootstrap", port, name, progress)
@@ -206,8 +206,8 @@ def join(
         --key file:alice.key --next-key pkcs11:token=alice;object=builds?…
     casemate ceremony join … --as oscar --key file:oscar.key -o my-ceremony
     """
-    from casemate.build import ceremony as rules
     from casemate.build import ceremonyhost as host
+    from casemate.build import ceremonyplan as plans
     from casemate.build import ceremonyreport as reports
     from casemate.build import signers
     from casemate.cli.ui import read_input
@@ -215,31 +215,31 @@ def join(
     visit = _visit(address, plan_file, image, quiet=as_json)
     before, role = visit.look(), visit.plan.role_of(name)
     needs = {
-        rules.REVIEWERS: ("--next-key", next_key),
-        rules.HOSTS: ("--host-key", host_keys),
-        rules.CUSTODIANS: ("--secret-file", secret_file),
-        rules.ROOT: ("--root", root),
-        rules.AUDITOR: ("--output", output),
+        plans.REVIEWERS: ("--next-key", next_key),
+        plans.HOSTS: ("--host-key", host_keys),
+        plans.CUSTODIANS: ("--secret-file", secret_file),
+        plans.ROOT: ("--root", root),
+        plans.AUDITOR: ("--output", output),
     }
     option, given = needs[role]
     if not given:
         raise click.UsageError(f"{name} is of the role {role}, which needs {option}")
-    action = rules.ACTIONS[role]
+    action = plans.ACTIONS[role]
     if not yes:
         click.echo(f"Ceremony {visit.plan.name}, plan {visit.plan.digest}, {len(before.lines)} lines so far.", err=True)
         click.echo(f"You are {name} ({role}). You sign: {reports.COVERS[action]}.", err=True)
         click.confirm("Sign?", abort=True, err=True)
     here, custody = Path.cwd(), host.custody_of(key)
     with signers.find(key, here).open() as private:
-        if role == rules.REVIEWERS:
+        if role == plans.REVIEWERS:
             with signers.find(str(next_key), here).open() as following:
                 line = visit.approve(name, private, following, custody, host.custody_of(str(next_key)))
-        elif role == rules.HOSTS:
+        elif role == plans.HOSTS:
             documents = [(path.name, read_input(str(path), 64 << 10)) for path in host_keys]
             line = visit.give_hosts(name, private, documents, custody)
-        elif role == rules.CUSTODIANS:
+        elif role == plans.CUSTODIANS:
             line = visit.contribute(name, private, read_input(str(secret_file), 1024), custody)
-        elif role == rules.ROOT:
+        elif role == plans.ROOT:
             with signers.find(str(root), here).open() as above:
                 line = visit.certify(name, private, above, custody, host.custody_of(str(root)))
         else:
@@ -336,11 +336,11 @@ def rehearse(directory: Path, root_uri: str | None, keys: str | None, as_json: b
 def _visit(address: str, plan_file: Path, image: Path | None, *, quiet: bool) -> Visit:
     from tempfile import TemporaryDirectory
 
-    from casemate.build import ceremony as rules
     from casemate.build import ceremonyhost as host
+    from casemate.build import ceremonyplan as plans
     from casemate.cli.ui import read_input, steps
 
-    plan = rules.parse_plan(read_input(str(plan_file), rules.LARGEST_PLAN))
+    plan = plans.parse_plan(read_input(str(plan_file), plans.LARGEST_PLAN))
     if image is not None:
         return host.Visit(address, plan, host.header_of(image))
     with steps("Packing the BootstrapVM", quiet=quiet) as progress, TemporaryDirectory() as work:
@@ -351,7 +351,9 @@ def _visit(address: str, plan_file: Path, image: Path | None, *, quiet: bool) ->
 def _report(directory: Path, root: Path | None, head: str, bootstrap: Path | None = None) -> Report:
     from casemate.build import ceremony as rules
     from casemate.build import ceremonyhost as host
+    from casemate.build import ceremonyplan as plans
     from casemate.build import ceremonyreport as reports
+    from casemate.build import ceremonysession as sessions
     from casemate.build.buildvm import measure
     from casemate.cli.ui import read_input
 
@@ -363,8 +365,8 @@ def _report(directory: Path, root: Path | None, head: str, bootstrap: Path | Non
         and path.name != "root.squashfs"  # by its hash in the plan, and in the image's reference values
     }
     return reports.verify(
-        rules.parse_plan(read_input(str(directory / host.PLAN), rules.LARGEST_PLAN)),
-        read_input(str(directory / host.SESSION), rules.LARGEST_ANSWER),
+        plans.parse_plan(read_input(str(directory / host.PLAN), plans.LARGEST_PLAN)),
+        read_input(str(directory / host.SESSION), sessions.LARGEST_ANSWER),
         read_input(str(directory / host.TRANSCRIPT), rules.LARGEST_TRANSCRIPT),
         evidence=_evidence(directory),
         header=host.header_of(bootstrap) if bootstrap else None,
@@ -375,14 +377,14 @@ def _report(directory: Path, root: Path | None, head: str, bootstrap: Path | Non
 
 
 def _evidence(directory: Path) -> Evidence | None:
-    from casemate.build import ceremony as rules
     from casemate.build import ceremonyhost as host
+    from casemate.build import ceremonysession as sessions
     from casemate.cli.ui import read_input
 
     paths = [directory / name for name in (host.HEADER, host.MEASUREMENT, host.PROTECTION_KEY)]
     if not all(path.is_file() for path in paths):
         return None
-    return rules.Evidence(*(read_input(str(path), rules.LARGEST_ANSWER) for path in paths))
+    return sessions.Evidence(*(read_input(str(path), sessions.LARGEST_ANSWER) for path in paths))
 
 
 def _with_image(report: Report, directory: Path, image: Path) -> Report:

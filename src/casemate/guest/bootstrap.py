@@ -44,7 +44,10 @@ from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 from casemate.build import ceremony as rules
-from casemate.build.ceremony import Ceremony, Line, Plan
+from casemate.build import ceremonyplan as plans
+from casemate.build import ceremonysession as sessions
+from casemate.build.ceremony import Ceremony, Line
+from casemate.build.ceremonyplan import Plan
 from casemate.build.job import Part
 from casemate.errors import CasemateError
 from casemate.guest import ultravisor
@@ -79,14 +82,14 @@ class Bootstrap:
         attest: Callable[[bytes, bytes], Answer],
         clock: Callable[[], float] = time.time,
     ) -> None:
-        self.plan: Plan = rules.parse_plan(plan)
+        self.plan: Plan = plans.parse_plan(plan)
         if self.plan.as_bytes() != plan:
             raise Stop("HPL19001E", "the plan is written in another form")
         self._clock, self._lock = clock, threading.RLock()
         self._attest, self._asking = attest, threading.Lock()
         self._signing, self._sealing = ec.generate_private_key(ec.SECP384R1()), X25519PrivateKey.generate()
-        self.answer = rules.make_session(self.plan, record, self._signing, self._sealing)
-        session = rules.open_session(self.answer, self.plan)
+        self.answer = sessions.make_session(self.plan, record, self._signing, self._sealing)
+        session = sessions.open_session(self.answer, self.plan)
         self.ceremony = Ceremony(self.plan, session)
         self.parts: dict[str, bytes] = {}
         self.result: dict[str, bytes] = {}
@@ -98,7 +101,7 @@ class Bootstrap:
         """The time, in whole seconds, never before the last line's."""
         now = datetime.datetime.fromtimestamp(int(self._clock()), datetime.UTC)
         lines = self.ceremony.lines
-        return max(now, rules.time_of(lines[-1].time)) if lines else now
+        return max(now, plans.time_of(lines[-1].time)) if lines else now
 
     # --- what comes from outside ----------------------------------------------------------------------------------
 
@@ -107,12 +110,12 @@ class Bootstrap:
         payload, signature, by, content, sealed = rules.parse_entry(body)
         with self._lock:
             said = self.ceremony.check(payload, signature, by, content, self.now())
-            if said.role == rules.CUSTODIANS:
-                opened = rules.open_share(self._sealing, self.ceremony.session, by, sealed, content)
+            if said.role == plans.CUSTODIANS:
+                opened = sessions.open_share(self._sealing, self.ceremony.session, by, sealed, content)
                 self._shares[by] = Secret(opened)
                 stir(opened)
             elif sealed:
-                raise rules.CeremonyError("nothing secret belongs to this part", id="CEREMONY-CONTENT")
+                raise plans.CeremonyError("nothing secret belongs to this part", id="CEREMONY-CONTENT")
             line = self._append(said.action, by=by, statement=payload, signature=signature, content=content)
             self.changed.notify_all()
         say("HPL19011I", f"{by} has done their part: {said.action}")
@@ -120,7 +123,7 @@ class Bootstrap:
 
     def measure(self, request: bytes) -> bytes:
         """Have the ultravisor measure this machine with its session, and nothing else. Raises :class:`CeremonyError`."""
-        problem = rules.CeremonyError("the ultravisor gives no answer", "try again", id="CEREMONY-MEASUREMENT")
+        problem = plans.CeremonyError("the ultravisor gives no answer", "try again", id="CEREMONY-MEASUREMENT")
         if not self._asking.acquire(timeout=ASKING):  # it answers one after the other
             raise problem
         try:
@@ -135,7 +138,7 @@ class Bootstrap:
         """Take a part by its hash. Raises :class:`CeremonyError`."""
         wanted = self.plan.parts.get(name)
         if wanted is None or wanted != Part(hashlib.sha256(content).hexdigest(), len(content)):
-            raise rules.CeremonyError("this is no part of the plan", "bring what it names", id="CEREMONY-CONTENT")
+            raise plans.CeremonyError("this is no part of the plan", "bring what it names", id="CEREMONY-CONTENT")
         with self._lock:
             self.parts[name] = content
             self.changed.notify_all()
@@ -184,7 +187,7 @@ class Bootstrap:
 
     def _append(self, action: str, **more: Any) -> Line:
         line = self.ceremony.line(action, self.now(), **more)
-        sealed = replace(line, seal=rules.sign(self._signing, rules.LINE_TYPE, line.unsealed()))
+        sealed = replace(line, seal=plans.sign(self._signing, rules.LINE_TYPE, line.unsealed()))
         self.ceremony = self.ceremony.follow(sealed)  # by the rules that the auditor will go by
         return sealed
 
@@ -287,7 +290,7 @@ class Bootstrap:
                     elif not self.step():
                         with self._lock:
                             self.changed.wait(0.5)
-                except rules.CeremonyError:
+                except plans.CeremonyError:
                     if not self._over(end):  # else: what was at work when the window ended is not to be told any more
                         raise
             time.sleep(grace)
@@ -389,12 +392,12 @@ def serving(bootstrap: Bootstrap, address: str, port: int) -> Iterator[int]:
                 self._longer()
                 self._say(200, data)
             else:
-                self._refuse(404, rules.CeremonyError("there is nothing of this name", id="CEREMONY-CONTENT"))
+                self._refuse(404, plans.CeremonyError("there is nothing of this name", id="CEREMONY-CONTENT"))
 
         def do_POST(self) -> None:
             act = {"/entry": bootstrap.enter, "/measure": bootstrap.measure}.get(self.path)
             if act is None:
-                self._refuse(404, rules.CeremonyError("there is nothing of this name", id="CEREMONY-CONTENT"))
+                self._refuse(404, plans.CeremonyError("there is nothing of this name", id="CEREMONY-CONTENT"))
             elif (body := self._body(LARGEST_BODY)) is not None:
                 try:
                     self._say(200, act(body))
@@ -406,11 +409,11 @@ def serving(bootstrap: Bootstrap, address: str, port: int) -> Iterator[int]:
             name = self.path.removeprefix("/parts/")
             wanted = bootstrap.plan.parts.get(name)
             if wanted is None or not self.path.startswith("/parts/"):
-                self._refuse(404, rules.CeremonyError("this is no part of the plan", id="CEREMONY-CONTENT"))
+                self._refuse(404, plans.CeremonyError("this is no part of the plan", id="CEREMONY-CONTENT"))
             elif name in bootstrap.parts or bootstrap.result:
                 self._say(200, b"{}")
             elif not uploads.acquire(blocking=False):
-                self._refuse(503, rules.CeremonyError("another part comes in", "try again", id="CEREMONY-BUSY"))
+                self._refuse(503, plans.CeremonyError("another part comes in", "try again", id="CEREMONY-BUSY"))
             else:
                 try:
                     self._longer()
@@ -426,7 +429,7 @@ def serving(bootstrap: Bootstrap, address: str, port: int) -> Iterator[int]:
             length = self.headers.get("Content-Length", "")
             if not (length.isascii() and length.isdigit() and len(length) < 12 and 0 < int(length) <= limit):
                 self._refuse(
-                    413, rules.CeremonyError("there is no body, or one that is too large", id="CEREMONY-LARGE")
+                    413, plans.CeremonyError("there is no body, or one that is too large", id="CEREMONY-LARGE")
                 )
                 return None
             body = self.rfile.read(int(length))

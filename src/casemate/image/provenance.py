@@ -18,8 +18,6 @@ The rules of :func:`verify`, in this order; the first that does not hold raises:
 
 from __future__ import annotations
 
-import base64
-import binascii
 import datetime
 import json
 import re
@@ -98,8 +96,8 @@ def sign(payload: bytes, key_pem: bytes) -> bytes:
         raise TypeError("provenance is signed with a key on P-384")
     signature = key.sign(pae(PAYLOAD_TYPE, payload), ec.ECDSA(hashes.SHA384()))
     envelope = {
-        **{"payloadType": PAYLOAD_TYPE, "payload": base64.b64encode(payload).decode()},
-        "signatures": [{"keyid": "", "sig": base64.b64encode(signature).decode()}],
+        **{"payloadType": PAYLOAD_TYPE, "payload": strictjson.b64(payload)},
+        "signatures": [{"keyid": "", "sig": strictjson.b64(signature)}],
     }
     return json.dumps(envelope).encode() + b"\n"
 
@@ -232,8 +230,8 @@ def _json(data: bytes, what: str) -> dict[str, Any]:
 
 def _decode(text: object) -> bytes:
     try:
-        return base64.b64decode(text if isinstance(text, str) else "-", validate=True)
-    except (binascii.Error, ValueError):
+        return strictjson.unb64(text)
+    except ValueError:
         raise _form("payload and signature are not base64") from None
 
 

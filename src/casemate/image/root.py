@@ -64,6 +64,8 @@ BUILDER_PARTS = (
     *(*GUEST_PARTS, "approval.py", "image/__init__.py", "image/assemble.py", "image/cpio.py", "image/provenance.py"),
     *("build/__init__.py", "build/frame.py", "build/job.py", "build/forms.py", "build/keylog.py", "build/keyset.py"),
     "build/ceremony.py",
+    "build/ceremonyplan.py",
+    "build/ceremonysession.py",
 )
 BUILDER_PACKAGES_OF_OURS = ("contract", "attestation", "certificates", "luks", "secureexec")
 BUILDER_MODULES = (
