@@ -81,7 +81,7 @@ def plan(**changed: Any) -> Plan:
             for role, quorum in QUORUM.items()
         },
         {"HKD.crt": host().decode()},
-        *(root_pem().decode(), "26.11.0", "b" * 64, "amd64", "6.1", Part("a" * 64, 4096)),
+        *(root_pem().decode(), pem(key("pipeline")), "26.11.0", "b" * 64, "amd64", "6.1", Part("a" * 64, 4096)),
         {name: Part(hashlib.sha256(data).hexdigest(), len(data)) for name, data in FILES.items()},
         values,
     )

@@ -151,6 +151,15 @@ def test_one_person_in_two_roles_is_refused() -> None:
     refused("CEREMONY-PLAN", lambda: kit.plan(roles=roles).as_bytes())
 
 
+def test_a_pipeline_s_key_is_one_on_p_384_or_none_is_named() -> None:
+    from cryptography.hazmat.primitives.asymmetric import rsa
+
+    strange = kit.pem(rsa.generate_private_key(65537, 3072))
+    for wrong in (strange, "a key", kit.pem(ec.generate_private_key(ec.SECP256R1()))):
+        refused("CEREMONY-PLAN", lambda wrong=wrong: kit.plan(pipeline=wrong).as_bytes())
+    assert plans.parse_plan(kit.plan(pipeline="").as_bytes()).pipeline == ""
+
+
 @pytest.mark.parametrize("role", ["reviewers", "custodians"])
 def test_a_quorum_of_one_is_refused_where_it_must_be_two(role: str) -> None:
     roles = dict(kit.plan().roles)
@@ -699,6 +708,7 @@ def test_the_image_that_comes_out_opens_for_the_hosts_that_were_given(tmp_path: 
             lambda name, size: sinks.setdefault(name, io.BytesIO()),
         )
         initrd = sinks["initrd"].getvalue()[: contents.sizes["initrd"]]
-    for name in (b"keys/intermediate.pem", b"keys/attestation.pem", b"keys/state.key", b"public/reviewers.json"):
+    names = (b"keys/intermediate.pem", b"keys/attestation.pem", b"keys/state.key", b"public/reviewers.json")
+    for name in (*names, b"public/pipeline.pem", kit.pem(key("pipeline")).encode()):
         assert name in initrd
     assert b'"kind": "builder"' in initrd

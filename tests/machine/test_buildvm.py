@@ -87,6 +87,29 @@ def test_the_builder_came_of_a_ceremony_that_verifies(built: Built, run: Callabl
     assert (built.builder.path / "root.crt").read_bytes() == (directory / "root.crt").read_bytes()
 
 
+def test_a_plan_is_written_of_a_file_for_people(built: Built, run: Callable[..., Run], tmp_path: Path) -> None:
+    directory = built.builder.path.parent
+    first = plans.parse_plan((directory / "plan.json").read_bytes())
+    for name, pem in first.personas.items():
+        (tmp_path / f"{name}.pub").write_text(pem)
+    roles = {
+        name: {"quorum": role.quorum, "people": {who: f"{who}.pub" for who in role.members}}
+        for name, role in first.roles.items()
+    }
+    (tmp_path / "pipeline.pub").write_text(first.personas["alice"])
+    (tmp_path / "root.crt").write_text(first.root_certificate)
+    said = {"name": "spring", "organization": "Example", "minutes": 30, "root": "root.crt", "roles": roles}
+    (tmp_path / "ceremony.yaml").write_text(json.dumps(said | {"pipeline": "pipeline.pub"}))
+    done = run("ceremony", "plan", tmp_path / "ceremony.yaml", "-o", tmp_path / "plan.json", "--json")
+    assert done.code == 0, done.err
+    made = plans.parse_plan((tmp_path / "plan.json").read_bytes())
+    assert json.loads(done.out)["plan"] == made.digest and made.pipeline == first.personas["alice"]
+    assert (made.parts, made.values, made.hosts, made.minutes) == (first.parts, first.values, first.hosts, 30)
+    (tmp_path / "ceremony.yaml").write_text(json.dumps({"name": "spring"}))
+    done = run("ceremony", "plan", tmp_path / "ceremony.yaml", "-o", tmp_path / "other.json")
+    assert done.code == 1 and "CEREMONY-PLAN" in done.err and not (tmp_path / "other.json").exists()
+
+
 def test_whoever_has_the_plan_packs_the_machine_that_was_measured(
     built: Built, run: Callable[..., Run], tmp_path: Path
 ) -> None:

@@ -64,6 +64,7 @@ class Plan:
 
     ``minutes``: how long the machine is open at most, within the window. ``personas``: public keys (PEM) by name.
     ``hosts``: host key documents (PEM) by name, of the machines that may run the BootstrapVM.
+    ``pipeline``: the key that signs source bundles (PEM, P-384), or nothing: then the BuildVM takes ready parts only.
     ``revision``, ``source``: what reviewers have read, SHA-256 over our source. ``root``
     and ``parts``: the root archive and the files that the BuildVM is made of; ``values``: what a record of both machines says.
     """
@@ -80,6 +81,7 @@ class Plan:
     roles: dict[str, Role]
     hosts: dict[str, str]
     root_certificate: str
+    pipeline: str
     revision: str
     source: str
     arch: str
@@ -96,6 +98,7 @@ class Plan:
             **{"nonce": self.nonce, "development": self.development, "minutes": self.minutes},
             **{"not_before": text_of(self.not_before), "not_after": text_of(self.not_after)},
             **{"personas": self.personas, "hosts": self.hosts, "root_certificate": self.root_certificate},
+            "pipeline": self.pipeline,
             "roles": {name: {"members": list(one.members), "quorum": one.quorum} for name, one in self.roles.items()},
             **{"revision": self.revision, "source": self.source, "arch": self.arch, "release": self.release},
             "root": {"sha256": self.root.sha256, "size": self.root.size},
@@ -165,6 +168,7 @@ def parse_plan(data: bytes) -> Plan:
         personas=personas,
         roles=roles,
         hosts=_plan_hosts(document["hosts"]),
+        pipeline=_pipeline(document["pipeline"]),
         root=part_of(document["root"]),
         parts={name: part_of(one) for name, one in parts.items()},
         values=dict(values),
@@ -212,6 +216,13 @@ def _plan_hosts(said: object) -> dict[str, str]:
     for name, document in said.items():
         require_host(name, document, "PLAN")
     return dict(said)
+
+
+def _pipeline(said: object) -> str:
+    curve = getattr(public_key(said, "PLAN", "the pipeline's key"), "curve", None) if said != "" else True
+    if not isinstance(said, str) or not curve:
+        raise refusal("PLAN", "the pipeline's key is none on P-384", "make one: casemate buildvm bundle --help")
+    return said
 
 
 def require_host(name: object, document: object, kind: str) -> None:

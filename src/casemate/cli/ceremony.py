@@ -55,6 +55,7 @@ def plan(file: Path, output: str, as_json: bool) -> None:
       root: root.crt                               the certificate of the root's key
       keyset: hosts.json                           which machines may run the BootstrapVM (casemate keyset create);
                                                    for development: hosts: [HKD.crt], or none: the software ultravisor
+      pipeline: pipeline.pub                       who signs source bundles; left out: the BuildVM takes ready parts only
       roles:
         reviewers:  {quorum: 2, people: {alice: alice.pub, bob: bob.pub}}
         hosts:      {quorum: 1, people: {heidi: heidi.pub}}
@@ -78,6 +79,7 @@ def plan(file: Path, output: str, as_json: bool) -> None:
         }
         root = read_input(str(file.parent / said["root"]), 64 << 10)
         hosts = [(Path(one).name, read_input(str(file.parent / one), 64 << 10)) for one in said.get("hosts", [])]
+        pipeline = read_input(str(file.parent / said["pipeline"]), 64 << 10) if "pipeline" in said else b""
         kept = keyset.parse(read_input(str(file.parent / said["keyset"]), 4 << 20)) if "keyset" in said else None
         name, organization, minutes = said["name"], said["organization"], said.get("minutes", 120)
     except (KeyError, TypeError, AttributeError, ValueError):
@@ -89,7 +91,8 @@ def plan(file: Path, output: str, as_json: bool) -> None:
         hosts = kept.require(forms.moment()) if kept else hosts
         verified = kept.verified if kept else False
         made = host.make_plan(
-            *(name, organization, people, roles, root, parts), hosts=hosts, verified=verified, minutes=minutes
+            *(name, organization, people, roles, root, parts),
+            **{"hosts": hosts, "verified": verified, "pipeline": pipeline, "minutes": minutes},
         )
     write_output(output, made.as_bytes())
     if as_json:

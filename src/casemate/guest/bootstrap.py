@@ -210,7 +210,16 @@ class Bootstrap:
         """Make the BuildVM's image: its keys here, its intermediate's certificate from the root."""
         from casemate.build import forms
         from casemate.guest.builder import require_no_keys
-        from casemate.guest.builderwork import AUTHORITY, CERTIFICATE, REVIEWERS, ROOT, ROOT_LIST, STATE, next_builder
+        from casemate.guest.builderwork import (
+            AUTHORITY,
+            CERTIFICATE,
+            PIPELINE,
+            REVIEWERS,
+            ROOT,
+            ROOT_LIST,
+            STATE,
+            next_builder,
+        )
         from casemate.guest.kinds import KINDS
         from casemate.image.assemble import IMAGE, Parts, assemble
         from casemate.secureexec import hostkey
@@ -231,6 +240,7 @@ class Bootstrap:
         public = {
             **{REVIEWERS: reviewers, ROOT: root, CERTIFICATE: certificate, ROOT_LIST: root_list},
             AUTHORITY: json.dumps(described, sort_keys=True).encode(),
+            **({PIPELINE: plan.pipeline.encode()} if plan.pipeline else {}),
         }
         files = {
             **{"attestation.crt": forms.pem(forms.sign(form, intermediate)), "intermediate.crt": certificate},
