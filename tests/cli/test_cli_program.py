@@ -205,7 +205,15 @@ def test_ctrl_c_while_a_large_file_is_packed_leaves_nothing_behind(tmp_path: Pat
         "-o",
         "image.img",
     )
-    program = subprocess.Popen([*PROGRAM, "se", "pack", *options], cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+    program = subprocess.Popen(
+        [*PROGRAM, "se", "pack", *options],
+        cwd=tmp_path,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(
+            signal.SIGINT, signal.SIG_DFL
+        ),  # a run in the background inherits that it is ignored
+    )
     try:
         end = time.monotonic() + 30
         while not [path for path in tmp_path.glob(".pack-*/image") if path.stat().st_size > 32 << 20]:
