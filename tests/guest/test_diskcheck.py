@@ -73,6 +73,14 @@ def test_what_is_mounted_last_is_on_top() -> None:
     assert mounted(text) == {"/var/volumes/db": "0:44"}
 
 
+def test_of_btrfs_the_device_is_looked_at_that_lies_below() -> None:
+    """It has a number of its own in ``mountinfo``: seen in a machine, which stopped for it ten seconds after its start."""
+    text = "21 1 0:51 / /var/volumes/db rw shared:9 - btrfs /dev/mapper/data-db rw,space_cache=v2\n"
+    assert mounted(text, {"/dev/mapper/data-db": "253:3"}.__getitem__) == {"/var/volumes/db": "253:3"}
+    assert mounted(text.replace("data-db", "no-such")) == {"/var/volumes/db": ""}
+    assert mounted("21 1 0:51 / /x rw - btrfs\n21 1 0:51\n\n") == {"/x": ""}
+
+
 def test_three_checks_in_five_minutes_and_the_next_one_waits() -> None:
     assert (MOST, WINDOW) == (3, 300.0)
     assert delay([], 1000) == delay([999, 998], 1000) == 0

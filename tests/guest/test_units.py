@@ -70,6 +70,13 @@ def test_what_comes_after_success_is_started() -> None:
         assert f"{name}.service" in read(UNITS / "hyperprotect.target")["Unit"]["Wants"].split()
 
 
+@pytest.mark.parametrize("name", ["hpl-container", "hpl-anchor", "hpl-rsyslog", "hpl-logrouter"])
+def test_what_talks_to_the_end_ends_before_the_network_does(name: str) -> None:
+    """Of its own: an order through services that have nothing to stop counts for a start only."""
+    unit = ALL[name]["Unit"]
+    assert "systemd-networkd.service" in unit["After"].split() and "shutdown.target" in unit["Conflicts"].split()
+
+
 @pytest.mark.parametrize("name", sorted(set(ALL) - set(CATCH)))
 def test_what_is_required_is_waited_for(name: str) -> None:
     """``Requires`` without ``After`` starts both at once: the second would not see the failure of the first."""

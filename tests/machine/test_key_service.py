@@ -20,6 +20,13 @@ from casemate.machine.machines import Specification, up
 
 pytestmark = pytest.mark.machines
 API_KEY = "MARK-api-key-0123456789"
+WRITES = """\
+services:
+  app:
+    image: {image}
+    command: [sh, -c, 'echo again >> /data/file; sync; exec sleep 1000000']
+    volumes: ["/mnt/data:/data"]
+"""
 
 
 def start(specification: Specification) -> str:
@@ -39,7 +46,7 @@ def test_a_key_service_and_an_anchor_guard_a_volume(world: World) -> None:
         AnchorServer.running(world.directory / "anchor", authority, clients.certificate) as anchor,
     ):
         key, client = keys.create(), clients.client("machine")
-        workload, env = world.workload(), world.env()
+        workload, env = world.workload(WRITES.format(image=world.container)), world.env()
         workload["volumes"]["data"] |= {"filesystem": "btrfs", "integrity": "hmac-sha256"}
         env["volumes"]["data"] |= {"kms": [keys.entry(key, GATEWAY)], "anchor": anchor.entry("data", client, GATEWAY)}
         both = world.registry.authority + authority.certificate
@@ -65,7 +72,7 @@ def test_a_key_service_and_an_anchor_guard_a_volume(world: World) -> None:
         finally:
             machine.down(0.0)
         assert "HPL18008E" in second and "HPL10000E: Service failed -> hpl-key-check" in second
-        assert anchor.numbers["data"] > raised
+        assert anchor.numbers["data"] > raised and "HPL07026W" not in first + second  # the network is there to the end
 
         keys.enable(key)
         earlier.replace(data.path)  # whoever has the disk puts back what it was

@@ -18,7 +18,7 @@ import os
 import re
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -99,10 +99,28 @@ def root_problem(tables: Mapping[str, str], root: str) -> str:
     return ""
 
 
-def mounted(mountinfo: str) -> dict[str, str]:
-    """Return the device number of what is on top at each mount point, of the text of ``/proc/self/mountinfo``."""
-    fields = (line.split(" ") for line in mountinfo.splitlines())
-    return {each[4]: each[2] for each in fields if len(each) > 4}
+def device_number(path: str) -> str:
+    """Return the number of the device at ``path``, ``252:16``; nothing where there is none."""
+    try:
+        device = Path(path).stat().st_rdev
+    except OSError:
+        return ""
+    return f"{os.major(device)}:{os.minor(device)}"
+
+
+def mounted(mountinfo: str, number: Callable[[str], str] = device_number) -> dict[str, str]:
+    """Return the device number of what is on top at each mount point, of the text of ``/proc/self/mountinfo``.
+
+    btrfs, which may have several devices, stands there with a number of its own; then it is that of the device that the kernel
+    names beside (Linux ``Documentation/filesystems/proc.rst``, 3.5).
+    """
+    found = {}
+    for line in mountinfo.splitlines():
+        where, _, what = line.partition(" - ")
+        fields, (kind, device) = where.split(" "), [*what.split(" "), "", ""][:2]
+        if len(fields) > 4:
+            found[fields[4]] = number(device) if kind == "btrfs" else fields[2]
+    return found
 
 
 def split_tables(said: str) -> dict[str, str]:
