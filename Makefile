@@ -10,7 +10,7 @@ help:
 	@echo "make quick   the tests that start no machine"
 	@echo "make lint    format, lint, types"
 	@echo "make bench   measure, side by side, as ratios"
-	@echo "make long    the tests that are too long for each day: authenticated volumes, samples, libvirt, twenty volumes and thirty containers"
+	@echo "make long    the tests that are too long for each day: authenticated volumes, samples, libvirt, a root built inside, twenty volumes and thirty containers"
 	@echo "make test-s390x  build an image for IBM Z (some minutes, then cached), start machines of it under emulation"
 	@echo "make realtools  compare with the library of the tools for IBM Z, built with cargo"
 	@echo "make docs    make the generated pages anew"
