@@ -100,11 +100,10 @@ def root_problem(tables: Mapping[str, str], root: str) -> str:
 
 
 def device_number(path: str) -> str:
-    """Return the number of the device at ``path``, ``252:16``; nothing where there is none."""
-    try:
-        device = Path(path).stat().st_rdev
-    except OSError:
+    """Return the number of the block device at ``path``, ``252:16``; nothing where there is none."""
+    if not Path(path).is_block_device():
         return ""
+    device = Path(path).stat().st_rdev
     return f"{os.major(device)}:{os.minor(device)}"
 
 
