@@ -59,7 +59,7 @@ def refused(wanted: str, act: Callable[[], object]) -> None:
 
 def report(directory: Path, plan: Any, **more: Any) -> ceremonyreport.Report:
     answer, transcript = ((directory / name).read_bytes() for name in ("session.json", "transcript.jsonl"))
-    more = {"transcript": transcript, "evidence": evidence(directory), **more}
+    more = {"transcript": transcript, "evidence": evidence(directory), "known": plan.digest, **more}
     return ceremonyreport.verify(plan, answer, **more)
 
 
@@ -621,6 +621,56 @@ def test_evidence_that_was_changed_is_refused(finished: tuple[Path, Any], part: 
         assert verdicts(found)["BootstrapVM"] in ("refuted", "not proved") and not found.holds
 
 
+def test_a_plan_that_came_with_the_files_proves_nothing(finished: tuple[Path, Any]) -> None:
+    """Whoever has a genuine image of a BuildVM could write a plan of their own people around it."""
+    directory, plan = finished
+    assert verdicts(report(directory, plan, known=None))["plan"] == "not proved"
+    other = report(directory, plan, known=kit.plan(nonce="1" * 32).digest)
+    assert verdicts(other)["plan"] == "refuted" and not other.holds
+    files = {path.name: Part(hashlib.sha256(path.read_bytes()).hexdigest(), path.stat().st_size)
+             for path in (directory / "buildvm").iterdir()}  # fmt: skip
+    for name in ("reviewers.json", "intermediate.crt", "root.crt", "root.crl.pem"):
+        wrong = report(directory, plan, files={**files, name: Part("0" * 64, 1)})
+        assert verdicts(wrong)["BuildVM image"] == "refuted"
+
+
+def test_hosts_that_the_plan_does_not_name_get_no_buildvm(open_one: Held) -> None:
+    """Nobody gives a key of their own, under whatever name: reviewers have approved the plan's hosts."""
+    open_one.approve("alice", "bob")
+    for hosts in ([("HKD.crt", kit.host("mallory"))], [("HKD.crt", kit.host()), ("HKD-2.crt", kit.host("mallory"))]):
+        refused("CEREMONY-CONTENT", lambda hosts=hosts: open_one.visit.give_hosts("heidi", key("heidi"), hosts))
+    open_one.visit.give_hosts("heidi", key("heidi"), [("HKD.crt", kit.host())])
+
+
+def test_a_development_ceremony_is_one_whatever_its_record_says(finished: tuple[Path, Any]) -> None:
+    directory, plan = finished
+    found = report(directory, plan)
+    assert plan.development and found.development and "DEVELOPMENT" in found.summary()
+
+
+def test_the_hosts_of_a_real_plan_must_be_verified_ones() -> None:
+    real, mine = kit.plan(development=False), [("HKD.crt", kit.host())]
+    refused("CEREMONY-HOSTS", lambda: ceremonyhost.check_hosts(real, None))
+    refused("CEREMONY-HOSTS", lambda: ceremonyhost.check_hosts(real, []))
+    refused("CEREMONY-HOSTS", lambda: ceremonyhost.check_hosts(kit.plan(), [("HKD.crt", kit.host("mallory"))]))
+    ceremonyhost.check_hosts(real, mine)
+    ceremonyhost.check_hosts(kit.plan(), None)
+
+
+def test_the_order_of_hosts_in_a_file_makes_no_other_image() -> None:
+    two = {"b.crt": kit.host("b").decode(), "a.crt": kit.host().decode()}
+    document = json.loads(kit.plan(hosts=two).as_bytes())
+    turned = json.dumps(document | {"hosts": dict(reversed(document["hosts"].items()))}).encode()
+    assert kit.header(plans.parse_plan(turned)) == kit.header(plans.parse_plan(json.dumps(document).encode()))
+
+
+@pytest.mark.parametrize("name", ["organization", "hosts", "root_certificate", "pipeline"])
+def test_half_a_character_is_no_text_of_a_plan(name: str) -> None:
+    document = json.loads(_PLAN)
+    document[name] = {"HKD.crt": "\ud800"} if name == "hosts" else "\ud800"
+    refused("CEREMONY-PLAN", lambda: plans.parse_plan(json.dumps(document).encode()))
+
+
 def test_somebody_who_signed_another_image_is_named(open_one: Held) -> None:
     open_one.approve("alice")
     seen = open_one.visit.look()
@@ -691,7 +741,7 @@ def test_the_image_that_comes_out_opens_for_the_hosts_that_were_given(tmp_path: 
 
     host = ec.generate_private_key(ec.SECP521R1())
     document = host.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
-    with held() as found:
+    with held(kit.plan(hosts={"HKD.crt": kit.host().decode(), "mine.crt": document.decode()})) as found:
         found.approve("alice", "bob")
         found.visit.give_hosts("heidi", key("heidi"), [("mine.crt", document)])
         for name in ("dave", "frank"):

@@ -82,12 +82,24 @@ def test_each_person_does_their_part_and_an_auditor_verifies_all(run: Run, place
     until = join(run, place, open_one, "oscar", "-o", place / "kept")
     waiting.join()
     assert until.code == 0, until.err
-    words = ("ceremony", "verify", place / "kept", "--root", place / "root.crt", "--bootstrap", place / "bootstrap")
+    words = (
+        "ceremony",
+        "verify",
+        place / "kept",
+        "--plan",
+        place / "plan.json",
+        "--root",
+        place / "root.crt",
+        "--bootstrap",
+        place / "bootstrap",
+    )
     (place / "root.crt").write_bytes(kit.root_pem())
     done = run(*words, "--json")
     report = json.loads(done.out)
     assert done.code == 0 and report["holds"], report
     assert {"BootstrapVM", "image of the BootstrapVM", "witness", "end"} <= {one["name"] for one in report["checks"]}
+    alone = tuple(word for word in words if word not in ("--plan", place / "plan.json"))
+    assert run(*alone).code == 1  # a plan that comes with the files proves nothing
     for name in (ceremonyhost.HEADER, ceremonyhost.MEASUREMENT, ceremonyhost.PROTECTION_KEY):
         kept = (place / "kept" / name).read_bytes()
         (place / "kept" / name).unlink()

@@ -69,7 +69,9 @@ def built(tmp_path_factory: pytest.TempPathFactory, new_token: Callable[[], Toke
 
 def test_the_builder_came_of_a_ceremony_that_verifies(built: Built, run: Callable[..., Run]) -> None:
     directory = built.builder.path.parent
-    done = run("ceremony", "verify", directory, "--root", directory / "root.crt", "--json")
+    done = run(
+        "ceremony", "verify", directory, "--plan", directory / "plan.json", "--root", directory / "root.crt", "--json"
+    )
     report = json.loads(done.out)
     assert done.code == 0 and report["holds"] and report["development"], done.err
     assert [step["action"] for step in report["steps"]][-3:] == ["built", "witness", "end"]
@@ -118,7 +120,17 @@ def test_whoever_has_the_plan_packs_the_machine_that_was_measured(
     assert done.code == 0, done.err
     images = [(path / "casemate.img").read_bytes() for path in (tmp_path / "mine", directory / "bootstrap")]
     assert images[0] == images[1]
-    words = ("ceremony", "verify", directory, "--root", directory / "root.crt", "--json", "--bootstrap")
+    words = (
+        "ceremony",
+        "verify",
+        directory,
+        "--plan",
+        directory / "plan.json",
+        "--root",
+        directory / "root.crt",
+        "--json",
+        "--bootstrap",
+    )
     report = json.loads(run(*words, tmp_path / "mine").out)
     assert {check["name"]: check["verdict"] for check in report["checks"]}["image of the BootstrapVM"] == "proved"
     assert run(*words, built.builder.path).code == 1  # that is another image
@@ -171,6 +183,8 @@ def test_a_machine_of_that_image_has_a_record_that_leads_back_to_the_root(
         "ceremony",
         "verify",
         directory,
+        "--plan",
+        directory / "plan.json",
         "--root",
         directory / "root.crt",
         "--json",

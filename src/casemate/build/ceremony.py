@@ -66,7 +66,7 @@ from casemate.build.ceremonyplan import (
     time_of,
     unb64,
 )
-from casemate.build.ceremonysession import Session
+from casemate.build.ceremonysession import Session, host_keys
 from casemate.build.job import Part
 
 STATEMENT_FORMAT = "casemate-ceremony-statement/2"
@@ -347,7 +347,10 @@ class Ceremony:
                 raise refusal(
                     "CONTENT", "these are other hosts than were given before", "all who give hosts give the same"
                 )
-            hosts_of(content)
+            known = {one.fingerprint for one in host_keys(self.plan)}
+            if strange := [name for name, one in host_fingerprints(content) if one not in known]:
+                cause = f"{', '.join(strange)}: the plan, which reviewers approve, has no such host"
+                raise refusal("CONTENT", cause, "name the BuildVM's hosts in the plan")
         elif role == CUSTODIANS:
             said = object_of(content, 4096, "CONTENT", "commitment")
             if (
@@ -489,6 +492,13 @@ def hosts_of(content: bytes) -> list[tuple[str, bytes]]:
     if len({name for name, _ in found}) != len(found):
         raise refusal("CONTENT", "a host stands twice", "give each once")
     return found
+
+
+def host_fingerprints(content: bytes) -> list[tuple[str, bytes]]:
+    """Return names and fingerprints (SHA-256 of the key) of hosts that were given. Raises :class:`CeremonyError`."""
+    from casemate.secureexec import hostkey
+
+    return [(name, hostkey.load(one, check_validity=False).fingerprint) for name, one in hosts_of(content)]
 
 
 def hosts_content(hosts: Sequence[tuple[str, bytes]]) -> bytes:

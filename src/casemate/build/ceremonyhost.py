@@ -96,11 +96,19 @@ class Visit:
     def wait(self, action: str, patience: float = 600.0) -> Ceremony:
         """Wait until a line of this action is there."""
         end = time.monotonic() + patience
-        while not (found := self.look()).of(action):
-            if found.ended or time.monotonic() > end:
+        while True:
+            try:
+                found = self.look()
+                if found.of(action):
+                    return found
+                over = found.ended or time.monotonic() > end
+            except VisitError as error:  # one answer that did not come
+                if error.id != VisitError.id or time.monotonic() > end:
+                    raise
+                over = False
+            if over:
                 raise plans.CeremonyError(f"there is no line {action}", "casemate ceremony status", id="CEREMONY-ORDER")
             time.sleep(0.5)
-        return found
 
     def act(self, persona: str, key: Any, custody: str, content: bytes, sealed: bytes = b"") -> Line:
         """Sign and send a persona's part; return the line, sealed by the machine. Raises :class:`CasemateError`."""
@@ -110,7 +118,7 @@ class Visit:
         payload = rules.statement(self.plan, before.session, persona, content, before.head, custody, names)
         entry = rules.entry(payload, plans.sign(key, rules.STATEMENT_TYPE, payload), persona, content, sealed)
         line = rules.parse_line(self._ask("POST", "/entry", rules.LARGEST_LINE, entry))
-        if self.look().lines[line.n - 1] != line or line.statement != payload:
+        if line not in self.look().lines or line.statement != payload:
             raise plans.CeremonyError("the line that was answered is not in the transcript", id="CEREMONY-TRANSCRIPT")
         return line
 
@@ -150,8 +158,16 @@ class Visit:
         return self.act(persona, key, custody, b"")
 
     def bring(self, name: str, content: bytes) -> None:
-        """Bring a part of the BuildVM."""
-        self._ask("PUT", f"/parts/{name}", 4096, content, timeout=PARTS_TIMEOUT)
+        """Bring a part of the BuildVM; wait where another comes in."""
+        end = time.monotonic() + 2 * PARTS_TIMEOUT
+        while True:
+            try:
+                self._ask("PUT", f"/parts/{name}", 4096, content, timeout=PARTS_TIMEOUT)
+                return
+            except VisitError as error:
+                if error.id != "CEREMONY-BUSY" or time.monotonic() > end:
+                    raise
+            time.sleep(2)
 
     def save(self, directory: Path) -> None:
         """Write plan, session, transcript and what the ultravisor said: all that an auditor needs. The ceremony is over."""
@@ -191,7 +207,7 @@ def _refusal(data: bytes) -> VisitError:
     try:
         said = json.loads(data[:4096])
         texts = [str(said[name])[:300] for name in ("id", "cause", "cure")]
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         texts = ["CEREMONY-UNREACHABLE", "the machine refused", ""]
     clean = ["".join(c for c in text if c.isprintable()) for text in texts]
     known = clean[0] if clean[0].startswith("CEREMONY-") else "CEREMONY-UNREACHABLE"
@@ -340,6 +356,29 @@ def make_plan(
     return plans.parse_plan(plan.as_bytes())
 
 
+def check_hosts(plan: Plan, kept: Sequence[tuple[str, bytes]] | None) -> None:
+    """Refuse a plan whose hosts are not among verified ones (of a keyset). A development plan may do without.
+
+    Raises :class:`~casemate.build.ceremonyplan.CeremonyError`: whoever has a host's key can say whatever they like in its name.
+    """
+    from casemate.secureexec import hostkey
+
+    if kept is None:
+        if plan.development:
+            return
+        raise plans.CeremonyError(
+            "the plan's hosts were not verified", "give a keyset that has them: --keyset", id="CEREMONY-HOSTS"
+        )
+    known = {hostkey.load(document).fingerprint for _, document in kept}
+    keys = zip(plan.hosts, sessions.host_keys(plan), strict=True)
+    if strange := [name for name, key in keys if key.fingerprint not in known]:
+        raise plans.CeremonyError(
+            f"the keyset has no {', '.join(strange)}",
+            "ask who made the plan, and whose machine it is",
+            id="CEREMONY-HOSTS",
+        )
+
+
 def check_parts(plan: Plan, parts: Ready) -> None:
     """Refuse parts that are not the plan's. Raises :class:`~casemate.build.ceremony.CeremonyError`."""
     found = {one: measure(data) for one, data in parts.files.items()}
@@ -374,7 +413,7 @@ def write_image(plan: Plan, files: dict[str, bytes], out: BinaryIO) -> dict[str,
     public = {PLAN: plan.as_bytes()}
     identity = assembly.Identity(secrets={}, files=public, public=public, facts={"ceremony": plan.digest})
     made_of = _parts(plan.arch, "bootstrap", plan.release, files, plan.root, plan.selection)
-    hosts = [(name, hostkey.load(document.encode())) for name, document in plan.hosts.items()]
+    hosts = [(name, hostkey.load(document.encode(), check_validity=False)) for name, document in plan.hosts.items()]
     seed = sessions.image_seed(plan)
     return assembly.assemble(out, made_of, identity, hosts, created=plan.not_before, seed=seed).files
 

@@ -215,7 +215,7 @@ def _plan_hosts(said: object) -> dict[str, str]:
         raise refusal("PLAN", f"1 to {MOST_HOSTS} hosts may run the BootstrapVM", "give their host key documents")
     for name, document in said.items():
         require_host(name, document, "PLAN")
-    return dict(said)
+    return dict(sorted(said.items()))  # their order is in the image, and must not depend on how a file was written
 
 
 def _pipeline(said: object) -> str:
@@ -317,6 +317,7 @@ def object_of(data: bytes, limit: int, kind: str, what: str) -> dict[str, Any]:
     """Read an object of a document of bounded size. Raises :class:`CeremonyError`."""
     try:
         document = strictjson.loads(data) if len(data) <= limit else None
+        json.dumps(document, ensure_ascii=False).encode()  # half of a character, as "\\ud800", is no text
     except ValueError:
         document = None
     if not isinstance(document, dict):

@@ -25,6 +25,7 @@ from casemate.build.ceremony import Ceremony, Line, Missing
 from casemate.build.ceremonyplan import ACTIONS, CeremonyError, Plan
 from casemate.build.ceremonysession import Evidence, Session
 from casemate.build.job import IMAGE, Part, Result
+from casemate.errors import CasemateError
 
 FORMAT = "casemate-ceremony-report/1"
 COVERS = {
@@ -126,6 +127,9 @@ class Report:
         }
 
 
+_NO_PLAN = "you gave none, and whoever has these files could have written it: compare its digest"
+
+
 def verify(
     plan: Plan,
     answer: bytes,
@@ -133,6 +137,7 @@ def verify(
     *,
     evidence: Evidence | None = None,
     asked: bool = False,
+    known: str | None = None,
     header: bytes | None = None,
     root: bytes | None = None,
     files: Mapping[str, Part] | None = None,
@@ -140,6 +145,7 @@ def verify(
 ) -> Report:
     """Verify a ceremony. ``root``: the root's certificate as the auditor has it; ``files``: those of the BuildVM's image.
 
+    ``known``: the plan's digest, as the auditor has it from elsewhere: without, the whole may be somebody's own ceremony.
     ``evidence``: what the ultravisor said, ``asked``: to who calls this, just now. ``header``: of the image, where it was
     packed again. ``head``: of the transcript, where it was written down: then a line that was cut off shows.
     """
@@ -150,6 +156,9 @@ def verify(
         checks.append(Check(name, outcome, good if holds else bad))
         return bool(holds)
 
+    if not asked:
+        good, bad = "it is the one that you gave", "it is another than the one that you gave"
+        check("plan", None if known is None else known == plan.digest, good, bad if known else _NO_PLAN)
     try:
         session: Session | None = sessions.open_session(answer, plan)
     except CeremonyError as error:
@@ -208,7 +217,7 @@ def verify(
         check(*_files(found, files))
     return Report(
         *(plan, found, tuple(checks), tuple(keys_of(found, genuine)), tuple(map(_step_of(plan), found.lines))),
-        *(tuple(found.missing()), session.development),
+        *(tuple(found.missing()), session.development or plan.development),
     )
 
 
@@ -255,8 +264,10 @@ def _replay(plan: Plan, session: Session, transcript: bytes) -> tuple[Ceremony, 
     for row in rows[: rules.MOST_LINES]:
         try:
             found = found.follow(rules.parse_line(row))
-        except CeremonyError as error:
+        except CasemateError as error:
             return found, f"{error.id}: {error.cause}"
+        except Exception as error:
+            return found, f"line {len(found.lines) + 1} can't be read ({type(error).__name__})"
     if torn or not rows or len(rows) > rules.MOST_LINES:
         return found, "its last line is not whole, or it has none, or too many"
     return found, ""
@@ -286,6 +297,12 @@ def _files(found: Ceremony, files: Mapping[str, Part]) -> tuple[str, bool | None
     built = found.of("built")
     wanted = rules.built_files(built[0]) if built else {}
     wrong = sorted(name for name, part in wanted.items() if files.get(name) != part)
+    if built:
+        certificate, revocation = found.certificate()
+        said = {"reviewers.json": found.reviewers(), "intermediate.crt": certificate, "root.crl.pem": revocation}
+        said["root.crt"] = found.plan.root_certificate.encode()
+        parts = {name: Part(hashlib.sha256(data).hexdigest(), len(data)) for name, data in said.items()}
+        wrong += sorted(name for name, part in parts.items() if files.get(name) != part and name not in wrong)
     good = f"all {len(wanted)} files of the BuildVM's image are those of the transcript"
     bad = f"not as in the transcript: {', '.join(wrong)}" if wrong else "the transcript names no image"
     return "BuildVM image", bool(built) and not wrong, good, bad
@@ -313,7 +330,7 @@ def _step_of(plan: Plan) -> Any:
 
 def _detail(line: Line) -> str:
     if line.action == "hosts":
-        return ", ".join(name for name, _ in rules.hosts_of(line.content))
+        return ", ".join(f"{name} {one.hex()}" for name, one in rules.host_fingerprints(line.content))
     if line.action == "contribute":
         return f"commitment {json.loads(line.content)['commitment']}"
     if line.action == "approve":

@@ -62,6 +62,7 @@ def make_session(plan: Plan, record: bytes, signing: EllipticCurvePrivateKey, se
 
 def open_session(answer: bytes, plan: Plan) -> Session:
     """Return the session of a machine that says it is the BootstrapVM of this plan. Raises :class:`CeremonyError`."""
+    from cryptography.exceptions import UnsupportedAlgorithm
     from cryptography.hazmat.primitives.serialization import load_der_public_key
 
     from casemate.attestation import record as records
@@ -91,7 +92,7 @@ def open_session(answer: bytes, plan: Plan) -> Session:
     signing, sealing = (unb64(session[name], "SESSION") for name in ("signing", "sealing"))
     try:
         loaded = load_der_public_key(signing)
-    except ValueError:
+    except (ValueError, UnsupportedAlgorithm):
         loaded = None
     if getattr(getattr(loaded, "curve", None), "name", "") != "secp384r1" or len(sealing) != 32:
         raise refusal("SESSION", "the session's keys are none", "this is not the BootstrapVM")

@@ -21,6 +21,9 @@ _JSON = click.option("--json", "as_json", is_flag=True, help="Print it as JSON."
 _FILE = click.Path(exists=True, path_type=Path, dir_okay=False)
 _DIRECTORY = click.Path(exists=True, path_type=Path, file_okay=False)
 _PLAN = click.option("--plan", "plan_file", required=True, type=_FILE, help="The plan that everybody has.")
+_KEYSET = click.option(
+    "--keyset", type=_FILE, help="Verified hosts (casemate keyset), which the plan's must be of; not for development."
+)
 _IMAGE = click.option(
     "--image",
     type=_DIRECTORY,
@@ -158,25 +161,33 @@ def start(directory: Path, plan_file: Path, port: int, name: str) -> None:
 @click.argument("address")
 @_PLAN
 @_IMAGE
+@_KEYSET
 @_JSON
-def status(address: str, plan_file: Path, image: Path | None, as_json: bool) -> None:
-    """Show who has acted and what is missing, all of it verified.
+def status(address: str, plan_file: Path, image: Path | None, keyset: Path | None, as_json: bool) -> int:
+    """Show who has acted and what is missing, all of it verified. Exit code 1: something that was done does not hold.
 
     \b
     casemate ceremony status 127.0.0.1:8722 --plan plan.json
     """
     from casemate.build import ceremonyreport as reports
 
-    visit = _visit(address, plan_file, image, quiet=as_json)
+    visit = _visit(address, plan_file, image, keyset, quiet=as_json)
     seen = visit.look()
     report = reports.verify(visit.plan, visit.answer, seen.as_bytes(), evidence=visit.evidence, asked=True)
     _show(report, as_json, checks=False)
+    refuted = [
+        one for one in report.checks if one.outcome.value == "refuted" and one.name in ("BootstrapVM", "transcript")
+    ]
+    for one in refuted if not as_json else ():
+        click.echo(f"  {one.outcome.value:<10} {one.name}: {one.why}")
+    return 1 if refuted else 0
 
 
 @ceremony.command()
 @click.argument("address")
 @_PLAN
 @_IMAGE
+@_KEYSET
 @click.option("--as", "name", required=True, help="Who you are in the plan.")
 @click.option("--key", required=True, help="Your key: file:… or pkcs11:…, as casemate ca takes them.")
 @click.option("--next-key", help="For reviewers: the key that will approve builds; another than --key.")
@@ -192,6 +203,7 @@ def join(
     address: str,
     plan_file: Path,
     image: Path | None,
+    keyset: Path | None,
     name: str,
     key: str,
     next_key: str | None,
@@ -212,10 +224,11 @@ def join(
     from casemate.build import ceremonyhost as host
     from casemate.build import ceremonyplan as plans
     from casemate.build import ceremonyreport as reports
+    from casemate.build import ceremonysession as sessions
     from casemate.build import signers
     from casemate.cli.ui import read_input
 
-    visit = _visit(address, plan_file, image, quiet=as_json)
+    visit = _visit(address, plan_file, image, keyset, quiet=as_json)
     before, role = visit.look(), visit.plan.role_of(name)
     needs = {
         plans.REVIEWERS: ("--next-key", next_key),
@@ -230,6 +243,8 @@ def join(
     action = plans.ACTIONS[role]
     if not yes:
         click.echo(f"Ceremony {visit.plan.name}, plan {visit.plan.digest}, {len(before.lines)} lines so far.", err=True)
+        for host_name, one in zip(visit.plan.hosts, sessions.host_keys(visit.plan), strict=True):
+            click.echo(f"It may run on {host_name}, key {one.fingerprint.hex()}.", err=True)
         click.echo(f"You are {name} ({role}). You sign: {reports.COVERS[action]}.", err=True)
         click.confirm("Sign?", abort=True, err=True)
     here, custody = Path.cwd(), host.custody_of(key)
@@ -248,6 +263,7 @@ def join(
         else:
             assert output is not None
             line = visit.witness(name, private, output / host.BUILT, custody)
+            visit.save(output)  # should the machine be gone before its last line is seen
             visit.wait("end")
             visit.save(output)
     if as_json:
@@ -258,7 +274,9 @@ def join(
 
 @ceremony.command()
 @click.argument("directory", type=_DIRECTORY)
+@click.option("--plan", "plan_file", type=_FILE, help="The plan, as you have it from elsewhere: else it is not proved.")
 @click.option("--root", type=_FILE, help="The root's certificate, as you have it from elsewhere.")
+@_KEYSET
 @click.option("--head", default="", help="The head that the auditor wrote down: a line that was cut off shows.")
 @click.option(
     "--html", type=click.Path(path_type=Path, dir_okay=False), help="Write a page: who did what, which key is where."
@@ -270,7 +288,9 @@ def join(
 @_JSON
 def verify(
     directory: Path,
+    plan_file: Path | None,
     root: Path | None,
+    keyset: Path | None,
     head: str,
     html: Path | None,
     bootstrap: Path | None,
@@ -285,12 +305,15 @@ def verify(
     Exit code: 0 everything holds, 1 something doesn't or was not proved.
 
     \b
-    casemate ceremony verify my-ceremony --root root.crt --html ceremony.html
-    casemate ceremony verify my-ceremony --root root.crt --image my-image --record record
+    casemate ceremony verify my-ceremony --plan plan.json --root root.crt --html ceremony.html
+    casemate ceremony verify my-ceremony --plan plan.json --root root.crt --image my-image --record record
     """
+    from casemate.build import ceremonyhost as host
+
     if record is not None and len(images) != 1:
         raise click.UsageError("--record is of a machine that started from one image: give it as --image")
-    report = _report(directory, root, head, bootstrap)
+    report = _report(directory, plan_file, root, head, bootstrap)
+    host.check_hosts(report.plan, _kept(keyset))
     for image in images:
         report = _with_image(report, directory, image)
     if record is not None:
@@ -325,7 +348,7 @@ def rehearse(directory: Path, root_uri: str | None, keys: str | None, as_json: b
 
     with steps("Rehearsing", quiet=as_json) as progress:
         rehearsal.hold(directory, root_uri=root_uri, keys=keys, progress=progress)
-    report = _report(directory, directory / "root.crt", "")
+    report = _report(directory, directory / "plan.json", directory / "root.crt", "")
     from casemate.build.ceremonypage import page
 
     (directory / "ceremony.html").write_text(page(report), "utf-8")
@@ -336,7 +359,18 @@ def rehearse(directory: Path, root_uri: str | None, keys: str | None, as_json: b
     return 0 if report.holds else 1
 
 
-def _visit(address: str, plan_file: Path, image: Path | None, *, quiet: bool) -> Visit:
+def _kept(keyset: Path | None) -> list[tuple[str, bytes]] | None:
+    from casemate.build import forms
+    from casemate.build import keyset as keysets
+    from casemate.cli.ui import read_input
+
+    if keyset is None:
+        return None
+    kept = keysets.parse(read_input(str(keyset), 4 << 20))
+    return kept.require(forms.moment()) if kept.verified else []
+
+
+def _visit(address: str, plan_file: Path, image: Path | None, keyset: Path | None, *, quiet: bool) -> Visit:
     from tempfile import TemporaryDirectory
 
     from casemate.build import ceremonyhost as host
@@ -344,6 +378,7 @@ def _visit(address: str, plan_file: Path, image: Path | None, *, quiet: bool) ->
     from casemate.cli.ui import read_input, steps
 
     plan = plans.parse_plan(read_input(str(plan_file), plans.LARGEST_PLAN))
+    host.check_hosts(plan, _kept(keyset))
     if image is not None:
         return host.Visit(address, plan, host.header_of(image))
     with steps("Packing the BootstrapVM", quiet=quiet) as progress, TemporaryDirectory() as work:
@@ -351,7 +386,9 @@ def _visit(address: str, plan_file: Path, image: Path | None, *, quiet: bool) ->
     return host.Visit(address, plan, header)
 
 
-def _report(directory: Path, root: Path | None, head: str, bootstrap: Path | None = None) -> Report:
+def _report(
+    directory: Path, plan_file: Path | None, root: Path | None, head: str, bootstrap: Path | None = None
+) -> Report:
     from casemate.build import ceremony as rules
     from casemate.build import ceremonyhost as host
     from casemate.build import ceremonyplan as plans
@@ -371,6 +408,7 @@ def _report(directory: Path, root: Path | None, head: str, bootstrap: Path | Non
         plans.parse_plan(read_input(str(directory / host.PLAN), plans.LARGEST_PLAN)),
         read_input(str(directory / host.SESSION), sessions.LARGEST_ANSWER),
         read_input(str(directory / host.TRANSCRIPT), rules.LARGEST_TRANSCRIPT),
+        known=plans.parse_plan(read_input(str(plan_file), plans.LARGEST_PLAN)).digest if plan_file else None,
         evidence=_evidence(directory),
         header=host.header_of(bootstrap) if bootstrap else None,
         root=read_input(str(root), 64 << 10) if root else None,
@@ -439,4 +477,5 @@ def _show(report: Report, as_json: bool, *, checks: bool = True) -> None:
         click.echo(f"  {check.outcome.value:<10} {check.name}: {check.why}")
     for key in report.keys:
         click.echo(f"  key  {key.name}: made {key.made}; lives {key.lives}")
+    click.echo(f"plan {report.plan.digest}")
     click.echo(report.summary())
