@@ -38,6 +38,7 @@ PEOPLE = {
     **{"alice": "reviewers", "bob": "reviewers", "carol": "reviewers", "heidi": "hosts", "dave": "custodians"},
     **{"erin": "custodians", "frank": "custodians", "rita": "root", "oscar": "auditor"},
 }
+SECRET = b"what the people of the plan have"
 QUORUM = {"reviewers": 2, "hosts": 1, "custodians": 2, "root": 1, "auditor": 1}
 TEE = "DEVELOPMENT (software ultravisor: no protection from whoever owns the host)"
 
@@ -84,6 +85,7 @@ def plan(**changed: Any) -> Plan:
         *(root_pem().decode(), pem(key("pipeline")), "26.11.0", "b" * 64, "amd64", "6.1", Part("a" * 64, 4096)),
         {name: Part(hashlib.sha256(data).hexdigest(), len(data)) for name, data in FILES.items()},
         values,
+        hashlib.sha256(SECRET).hexdigest(),
     )
     return replace(made, **changed)
 
@@ -91,7 +93,7 @@ def plan(**changed: Any) -> Plan:
 def header(made: Plan) -> bytes:
     """The header of the BootstrapVM's image, packed of a plan."""
     out = io.BytesIO()
-    ceremonyhost.write_image(made, FILES, out)
+    ceremonyhost.write_image(made, FILES, out, SECRET)
     out.seek(0)
     return read_clear(out).header.raw
 

@@ -568,7 +568,8 @@ def test_everybody_packs_the_same_image_of_a_plan_and_it_has_no_secret() -> None
 
     plan, images = kit.plan(), [io.BytesIO(), io.BytesIO()]
     for out in images:
-        ceremonyhost.write_image(plan, FILES, out)
+        ceremonyhost.write_image(plan, FILES, out, kit.SECRET)
+    refused("CEREMONY-SECRET", lambda: ceremonyhost.write_image(plan, FILES, io.BytesIO(), b"another secret"))
     assert images[0].getvalue() == images[1].getvalue()
     assert kit.header(plan) != kit.header(kit.plan(nonce="1" * 32))
     sinks: dict[str, io.BytesIO] = {}

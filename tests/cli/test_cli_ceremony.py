@@ -26,7 +26,7 @@ def place(tmp_path: Path) -> Path:
     (tmp_path / "plan.json").write_bytes(made.as_bytes())
     (tmp_path / "bootstrap").mkdir()
     with (tmp_path / "bootstrap/casemate.img").open("w+b") as out:
-        ceremonyhost.write_image(made, kit.FILES, out)
+        ceremonyhost.write_image(made, kit.FILES, out, kit.SECRET)
     for name in (*kit.PEOPLE, "next", "other", "root key"):
         signers.write_private(tmp_path / f"{name}.key", forms.private_pem(key(name)))
     (tmp_path / "HKD.crt").write_bytes(kit.host())
@@ -118,7 +118,7 @@ def test_what_is_signed_is_shown_first_and_nothing_is_signed_without_a_yes(
 
 def test_who_has_packed_another_image_does_not_sign(run: Run, place: Path, open_one: Held) -> None:
     with (place / "bootstrap/casemate.img").open("w+b") as out:
-        ceremonyhost.write_image(kit.plan(nonce="1" * 32), kit.FILES, out)
+        ceremonyhost.write_image(kit.plan(nonce="1" * 32), kit.FILES, out, kit.SECRET)
     done = join(run, place, open_one, "alice", "--next-key", f"file:{place}/next.key")
     assert done.code == 1 and "CEREMONY-MEASUREMENT" in done.err and not open_one.service.ceremony.of("approve")
 

@@ -108,6 +108,7 @@ def test_a_plan_is_written_of_a_file_for_people(built: Built, run: Callable[...,
     assert json.loads(done.out)["plan"] == made.digest and made.pipeline == first.personas["alice"]
     assert (made.parts, made.values, made.hosts, made.minutes) == (first.parts, first.values, first.hosts, 30)
     (tmp_path / "ceremony.yaml").write_text(json.dumps({"name": "spring"}))
+    assert hashlib.sha256((tmp_path / "plan.secret").read_bytes()).hexdigest() == made.image_secret
     done = run("ceremony", "plan", tmp_path / "ceremony.yaml", "-o", tmp_path / "other.json")
     assert done.code == 1 and "CEREMONY-PLAN" in done.err and not (tmp_path / "other.json").exists()
 

@@ -1,7 +1,7 @@
 """A ceremony from outside: the plan, the BootstrapVM's image and machine, what each persona sends, what comes out.
 
     plan = make_plan(…)                                          # the people, the window, and by hash what is built
-    header = pack(plan, parts, Path("bootstrap"))                # the BootstrapVM's image: everybody packs the same
+    header = pack(plan, parts, Path("bootstrap"), secret)        # the BootstrapVM's image: everybody packs the same
     visit = Visit("127.0.0.1:8722", plan, header)                # refuses what is not this BootstrapVM
     visit.approve("alice", key, next_key)                        # a persona's part: asks, looks, signs, sends, verifies the line
 
@@ -13,6 +13,7 @@ it, whatever it answers.
 from __future__ import annotations
 
 import datetime
+import hashlib
 import http.client
 import json
 import secrets
@@ -34,6 +35,7 @@ from casemate.errors import CasemateError
 
 PLAN, SESSION, TRANSCRIPT, BUILT = "plan.json", "session.json", "transcript.jsonl", "buildvm"
 HEADER, MEASUREMENT, PROTECTION_KEY = "bootstrap.header", "measurement.bin", "measurement.key"
+SECRET = 32
 """What the auditor's program has asked and verified: an :class:`~casemate.build.ceremony.Evidence`."""
 TIMEOUT, PARTS_TIMEOUT = 30.0, 300.0
 LARGEST_FILE = 1 << 30
@@ -313,6 +315,7 @@ def make_plan(
     hosts: Sequence[tuple[str, bytes]] = (),
     verified: bool = False,
     pipeline: bytes = b"",
+    secret: bytes,
     begins: datetime.datetime | None = None,
     minutes: int = 120,
     window: datetime.timedelta | None = None,
@@ -351,6 +354,7 @@ def make_plan(
         *(revision or __version__, source_hash(), parts.arch, parts.release, measure(parts.archive)),
         {one: measure(data) for one, data in parts.files.items()},
         parts.values,
+        hashlib.sha256(secret).hexdigest(),
         parts.selection,
     )
     return plans.parse_plan(plan.as_bytes())
@@ -390,7 +394,7 @@ def check_parts(plan: Plan, parts: Ready) -> None:
         )
 
 
-def pack(plan: Plan, parts: Ready, directory: Path) -> bytes:
+def pack(plan: Plan, parts: Ready, directory: Path, secret: bytes) -> bytes:
     """Make the BootstrapVM's image directory, and return the image's header: the same bytes for everybody who has the plan."""
     from casemate.image import assemble as assembly
     from casemate.image.build import new_directory, place
@@ -398,15 +402,15 @@ def pack(plan: Plan, parts: Ready, directory: Path) -> bytes:
     check_parts(plan, parts)
     with new_directory(directory) as new:
         with (new / assembly.IMAGE).open("w+b") as out:
-            files = write_image(plan, parts.files, out)
+            files = write_image(plan, parts.files, out, secret)
         for name, data in files.items():
             (new / name).write_bytes(data)
         place(parts.archive, new / assembly.ARCHIVE)
     return header_of(directory)
 
 
-def write_image(plan: Plan, files: dict[str, bytes], out: BinaryIO) -> dict[str, bytes]:
-    """Write the BootstrapVM's image to ``out``; return the files that stand beside it. There is no secret in it."""
+def write_image(plan: Plan, files: dict[str, bytes], out: BinaryIO, secret: bytes) -> dict[str, bytes]:
+    """Write the BootstrapVM's image to ``out``; return the files that stand beside it. There is no key in it."""
     from casemate.image import assemble as assembly
     from casemate.secureexec import hostkey
 
@@ -414,7 +418,7 @@ def write_image(plan: Plan, files: dict[str, bytes], out: BinaryIO) -> dict[str,
     identity = assembly.Identity(secrets={}, files=public, public=public, facts={"ceremony": plan.digest})
     made_of = _parts(plan.arch, "bootstrap", plan.release, files, plan.root, plan.selection)
     hosts = [(name, hostkey.load(document.encode(), check_validity=False)) for name, document in plan.hosts.items()]
-    seed = sessions.image_seed(plan)
+    seed = sessions.image_seed(plan, secret)
     return assembly.assemble(out, made_of, identity, hosts, created=plan.not_before, seed=seed).files
 
 
@@ -448,6 +452,7 @@ def opened(
     plan: Plan,
     parts: Ready,
     directory: Path,
+    secret: bytes,
     port: int,
     name: str,
     progress: Callable[[str], None] = lambda step: None,
@@ -458,7 +463,7 @@ def opened(
     Raises :class:`CasemateError`; the machine has ended then.
     """
     progress("packing the BootstrapVM")
-    header = pack(plan, parts, directory)
+    header = pack(plan, parts, directory, secret)
     progress("starting it")
     machine = start(directory, port, name)
     try:

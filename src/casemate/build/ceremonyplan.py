@@ -64,9 +64,11 @@ class Plan:
 
     ``minutes``: how long the machine is open at most, within the window. ``personas``: public keys (PEM) by name.
     ``hosts``: host key documents (PEM) by name, of the machines that may run the BootstrapVM.
-    ``pipeline``: the key that signs source bundles (PEM, P-384), or nothing: then the BuildVM takes ready parts only.
-    ``revision``, ``source``: what reviewers have read, SHA-256 over our source. ``root``
-    and ``parts``: the root archive and the files that the BuildVM is made of; ``values``: what a record of both machines says.
+    ``image_secret``: SHA-256 (hex) of what the BootstrapVM's image is packed with
+    (:func:`casemate.build.ceremonysession.image_seed`). ``pipeline``: the key that signs source bundles (PEM, P-384), or
+    nothing: then the BuildVM takes ready parts only. ``revision``, ``source``: what reviewers have read, SHA-256 over our
+    source. ``root`` and ``parts``: the root archive and the files that the BuildVM is made of; ``values``: what a record of
+    both machines says.
     """
 
     name: str
@@ -89,6 +91,7 @@ class Plan:
     root: Part
     parts: dict[str, Part]
     values: dict[str, str]
+    image_secret: str
     selection: dict[str, Any] = field(default_factory=dict)
 
     def as_bytes(self) -> bytes:
@@ -103,7 +106,7 @@ class Plan:
             **{"revision": self.revision, "source": self.source, "arch": self.arch, "release": self.release},
             "root": {"sha256": self.root.sha256, "size": self.root.size},
             "parts": {name: {"sha256": one.sha256, "size": one.size} for name, one in self.parts.items()},
-            **{"values": self.values, "selection": self.selection},
+            **{"values": self.values, "image_secret": self.image_secret, "selection": self.selection},
         }
         data = json.dumps(document, indent=1, sort_keys=True, ensure_ascii=True).encode() + b"\n"
         if parse_plan(data) != self:
@@ -138,6 +141,8 @@ def parse_plan(data: bytes) -> Plan:
         and re.fullmatch("[0-9a-f]{32}", document["nonce"])
         and document["arch"] in ("amd64", "s390x")
         and HEX.fullmatch(document["source"])
+        and isinstance(document["image_secret"], str)
+        and HEX.fullmatch(document["image_secret"])
         and all(WORD.fullmatch(document[name]) for name in ("revision", "release"))
         and type(document["development"]) is bool
         and type(document["minutes"]) is int
@@ -172,6 +177,7 @@ def parse_plan(data: bytes) -> Plan:
         root=part_of(document["root"]),
         parts={name: part_of(one) for name, one in parts.items()},
         values=dict(values),
+        image_secret=document["image_secret"],
         selection=document["selection"],
     )
 

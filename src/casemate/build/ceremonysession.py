@@ -5,7 +5,7 @@
     measured(plan, session, Evidence(header, answer, key))   # and it is: or it is refused
 
 **The session**: keys that the BootstrapVM makes at its start, one that signs (P-384) and one that secrets are sealed for
-(X25519), in a document with plan and record. The image has no key and no secret: everybody packs it of the plan, with the
+(X25519), in a document with plan and record. The image has no key inside: everybody packs it of the plan, with the
 same bytes (:func:`image_seed`). That this image runs, on a host of the plan, and has made this session, its ultravisor tells to
 each who asks.
 """
@@ -129,9 +129,16 @@ class Evidence:
         return hashlib.sha256(self.header).hexdigest(), hashlib.sha256(self.answer).hexdigest()
 
 
-def image_seed(plan: Plan) -> bytes:
-    """Return what the BootstrapVM's image is packed with: it has no secret, and everybody packs the same bytes of a plan."""
-    return hashlib.sha512(f"casemate-ceremony image {plan.digest}".encode()).digest()
+def image_seed(plan: Plan, secret: bytes) -> bytes:
+    """Return what the BootstrapVM's image is packed with, so that everybody packs the same bytes of a plan.
+
+    ``secret`` (32 bytes) is the personas': what is in the image is public, but not its header key. A measurement has the header's
+    tag alone for flags, entry and key slots, and who knows the key makes other headers with that tag, one that allows dumps too.
+    So whoever runs the machine must not have it. Raises :class:`CeremonyError`: it is another than the plan's.
+    """
+    if hashlib.sha256(secret).hexdigest() != plan.image_secret:
+        raise refusal("SECRET", "this is not the secret that the plan's image is packed with", "ask who made the plan")
+    return hashlib.sha512(f"casemate-ceremony image {plan.digest} ".encode() + secret).digest()
 
 
 def host_keys(plan: Plan) -> list[Any]:

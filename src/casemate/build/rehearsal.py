@@ -92,12 +92,23 @@ def hold(
         with root() as (key, _):
             certificate = host.root_certificate(organization, key, development=True)
         roles = {role: Role(names, len(names)) for role, names in PEOPLE.items()}
-        plan = host.make_plan("rehearsal", organization, public, roles, certificate, parts, minutes=MINUTES)
+        secret = secrets.token_bytes(host.SECRET)
+        plan = host.make_plan(
+            *("rehearsal", organization, public, roles, certificate, parts), secret=secret, minutes=MINUTES
+        )
         directory.mkdir(parents=True, exist_ok=True)
         (directory / "root.crt").write_bytes(certificate)
+        signers.write_private(directory / "plan.secret", secret)
         machine_name = f"rehearsal-{secrets.token_hex(4)}"
         visit, machine = host.opened(
-            plan, parts, directory / "bootstrap", free_port(), machine_name, progress=progress, patience=patience
+            plan,
+            parts,
+            directory / "bootstrap",
+            secret,
+            free_port(),
+            machine_name,
+            progress=progress,
+            patience=patience,
         )
         stack.callback(machine.down, 0.0)
         progress("reviewers, hosts, custodians")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import secrets
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +24,11 @@ _DIRECTORY = click.Path(exists=True, path_type=Path, file_okay=False)
 _PLAN = click.option("--plan", "plan_file", required=True, type=_FILE, help="The plan that everybody has.")
 _KEYSET = click.option(
     "--keyset", type=_FILE, help="Verified hosts (casemate keyset), which the plan's must be of; not for development."
+)
+_SECRET = click.option(
+    "--secret",
+    type=_FILE,
+    help="What the image is packed with, for the people of the plan only; beside the plan otherwise.",
 )
 _IMAGE = click.option(
     "--image",
@@ -67,7 +73,7 @@ def plan(file: Path, output: str, as_json: bool) -> None:
         auditor:    {quorum: 1, people: {oscar: oscar.pub}}
     """
     from casemate.build import ceremonyhost as host
-    from casemate.build import forms, keyset
+    from casemate.build import forms, keyset, signers
     from casemate.build.ceremonyplan import CeremonyError, Role
     from casemate.cli.ui import read_input, steps, write_output
     from casemate.contract.document import parse
@@ -89,27 +95,33 @@ def plan(file: Path, output: str, as_json: bool) -> None:
         raise CeremonyError(
             "the file has not what a plan needs", "casemate ceremony plan --help shows one", id="CEREMONY-PLAN"
         ) from None
+    secret = secrets.token_bytes(host.SECRET)
     with steps("Making the parts", quiet=as_json) as progress:
         parts = host.ready_parts(progress=progress)
         hosts = kept.require(forms.moment()) if kept else hosts
         verified = kept.verified if kept else False
         made = host.make_plan(
             *(name, organization, people, roles, root, parts),
-            **{"hosts": hosts, "verified": verified, "pipeline": pipeline, "minutes": minutes},
+            **{"hosts": hosts, "verified": verified, "pipeline": pipeline, "secret": secret, "minutes": minutes},
         )
+    signers.write_private(Path(output).with_suffix(".secret"), secret)
     write_output(output, made.as_bytes())
     if as_json:
         click.echo(json.dumps({"output": output, "plan": made.digest, "ends": str(made.not_after)}))
     else:
         click.echo(f"{output}: plan {made.digest}, until {made.not_after:%Y-%m-%d %H:%M} UTC")
+        click.echo(
+            f"{Path(output).with_suffix('.secret')}: for the people of the plan; not for whoever runs the machine"
+        )
 
 
 @ceremony.command()
 @click.argument("directory", type=click.Path(path_type=Path, file_okay=False))
 @_PLAN
+@_SECRET
 @_JSON
-def pack(directory: Path, plan_file: Path, as_json: bool) -> None:
-    """Pack the BootstrapVM's image of a plan into DIRECTORY. It has no secret, and comes out the same for everybody.
+def pack(directory: Path, plan_file: Path, secret: Path | None, as_json: bool) -> None:
+    """Pack the BootstrapVM's image of a plan into DIRECTORY. It has no key inside, and comes out the same for everybody.
 
     Everybody who takes part packs it themselves, of a source that they have read: so they know what answers them.
 
@@ -124,7 +136,7 @@ def pack(directory: Path, plan_file: Path, as_json: bool) -> None:
 
     made = plans.parse_plan(read_input(str(plan_file), plans.LARGEST_PLAN))
     with steps("Packing the BootstrapVM", quiet=as_json) as progress:
-        header = host.pack(made, host.ready_parts(made.arch, progress=progress), directory)
+        header = host.pack(made, host.ready_parts(made.arch, progress=progress), directory, _secret(plan_file, secret))
     digest = hashlib.sha256(header).hexdigest()
     if as_json:
         click.echo(json.dumps({"directory": str(directory), "plan": made.digest, "header": digest}))
@@ -139,7 +151,8 @@ def pack(directory: Path, plan_file: Path, as_json: bool) -> None:
     "--port", default=8722, show_default=True, type=click.IntRange(1, 65535), help="Where it is reached, on loopback."
 )
 @click.option("--name", default="bootstrap", show_default=True, help="The machine's name.")
-def start(directory: Path, plan_file: Path, port: int, name: str) -> None:
+@_SECRET
+def start(directory: Path, plan_file: Path, port: int, name: str, secret: Path | None) -> None:
     """Pack the BootstrapVM of a plan into DIRECTORY and start its machine under the software ultravisor.
 
     \b
@@ -152,7 +165,9 @@ def start(directory: Path, plan_file: Path, port: int, name: str) -> None:
     made = plans.parse_plan(read_input(str(plan_file), plans.LARGEST_PLAN))
     with steps("Starting the BootstrapVM") as progress:
         parts = host.ready_parts(made.arch, progress=progress)
-        visit, _ = host.opened(made, parts, directory / "bootstrap", port, name, progress)
+        visit, _ = host.opened(
+            *(made, parts, directory / "bootstrap", _secret(plan_file, secret)), port, name, progress
+        )
     click.echo(f"{visit.address} is open until {made.not_after:%H:%M} UTC, for everybody who has the plan")
     click.echo(f"  next: casemate ceremony join {visit.address} --plan {plan_file} --as NAME --key URI")
 
@@ -161,9 +176,12 @@ def start(directory: Path, plan_file: Path, port: int, name: str) -> None:
 @click.argument("address")
 @_PLAN
 @_IMAGE
+@_SECRET
 @_KEYSET
 @_JSON
-def status(address: str, plan_file: Path, image: Path | None, keyset: Path | None, as_json: bool) -> int:
+def status(
+    address: str, plan_file: Path, image: Path | None, secret: Path | None, keyset: Path | None, as_json: bool
+) -> int:
     """Show who has acted and what is missing, all of it verified. Exit code 1: something that was done does not hold.
 
     \b
@@ -171,7 +189,7 @@ def status(address: str, plan_file: Path, image: Path | None, keyset: Path | Non
     """
     from casemate.build import ceremonyreport as reports
 
-    visit = _visit(address, plan_file, image, keyset, quiet=as_json)
+    visit = _visit(address, plan_file, image, secret, keyset, quiet=as_json)
     seen = visit.look()
     report = reports.verify(visit.plan, visit.answer, seen.as_bytes(), evidence=visit.evidence, asked=True)
     _show(report, as_json, checks=False)
@@ -187,6 +205,7 @@ def status(address: str, plan_file: Path, image: Path | None, keyset: Path | Non
 @click.argument("address")
 @_PLAN
 @_IMAGE
+@_SECRET
 @_KEYSET
 @click.option("--as", "name", required=True, help="Who you are in the plan.")
 @click.option("--key", required=True, help="Your key: file:… or pkcs11:…, as casemate ca takes them.")
@@ -203,6 +222,7 @@ def join(
     address: str,
     plan_file: Path,
     image: Path | None,
+    secret: Path | None,
     keyset: Path | None,
     name: str,
     key: str,
@@ -228,7 +248,7 @@ def join(
     from casemate.build import signers
     from casemate.cli.ui import read_input
 
-    visit = _visit(address, plan_file, image, keyset, quiet=as_json)
+    visit = _visit(address, plan_file, image, secret, keyset, quiet=as_json)
     before, role = visit.look(), visit.plan.role_of(name)
     needs = {
         plans.REVIEWERS: ("--next-key", next_key),
@@ -370,7 +390,15 @@ def _kept(keyset: Path | None) -> list[tuple[str, bytes]] | None:
     return kept.require(forms.moment()) if kept.verified else []
 
 
-def _visit(address: str, plan_file: Path, image: Path | None, keyset: Path | None, *, quiet: bool) -> Visit:
+def _secret(plan_file: Path, secret: Path | None) -> bytes:
+    from casemate.cli.ui import read_input
+
+    return read_input(str(secret or plan_file.with_suffix(".secret")), 1024)
+
+
+def _visit(
+    address: str, plan_file: Path, image: Path | None, secret: Path | None, keyset: Path | None, *, quiet: bool
+) -> Visit:
     from tempfile import TemporaryDirectory
 
     from casemate.build import ceremonyhost as host
@@ -382,7 +410,9 @@ def _visit(address: str, plan_file: Path, image: Path | None, keyset: Path | Non
     if image is not None:
         return host.Visit(address, plan, host.header_of(image))
     with steps("Packing the BootstrapVM", quiet=quiet) as progress, TemporaryDirectory() as work:
-        header = host.pack(plan, host.ready_parts(plan.arch, progress=progress), Path(work, "bootstrap"))
+        header = host.pack(
+            plan, host.ready_parts(plan.arch, progress=progress), Path(work, "bootstrap"), _secret(plan_file, secret)
+        )
     return host.Visit(address, plan, header)
 
 
