@@ -140,7 +140,7 @@ def signatures_of(data: bytes, reviewers: Reviewers) -> tuple[bytes, list[tuple[
         if name in signatures:
             raise _error("SIGNATURE", f"{name} has signed twice", "one signature for each person; take one out")
         signatures[name] = _decode(one["sig"])
-        if not _holds(reviewers.keys[name], signatures[name], pae(PAYLOAD_TYPE, payload)):
+        if not signature_holds(reviewers.keys[name], signatures[name], pae(PAYLOAD_TYPE, payload)):
             raise _error("SIGNATURE", f"the signature of {name} does not hold over this statement", "sign it again")
     return payload, list(signatures.items())
 
@@ -214,7 +214,8 @@ def _public_key(name: str, pem: object) -> tuple[Any, bytes]:
     return key, key.public_bytes(serialization.Encoding.DER, form)
 
 
-def _holds(key: Any, signature: bytes, data: bytes) -> bool:
+def signature_holds(key: Any, signature: bytes, data: bytes) -> bool:
+    """Whether an ECDSA signature with SHA-384, or one of RSA PKCS#1 v1.5 with SHA-512, over these bytes holds under a key."""
     from cryptography.exceptions import InvalidSignature
     from cryptography.hazmat.primitives import hashes
     from cryptography.hazmat.primitives.asymmetric import ec, padding

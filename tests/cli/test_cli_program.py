@@ -210,9 +210,7 @@ def test_ctrl_c_while_a_large_file_is_packed_leaves_nothing_behind(tmp_path: Pat
         cwd=tmp_path,
         stderr=subprocess.PIPE,
         text=True,
-        preexec_fn=lambda: signal.signal(
-            signal.SIGINT, signal.SIG_DFL
-        ),  # a run in the background inherits that it is ignored
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # ignored where this run is in the background
     )
     try:
         end = time.monotonic() + 30

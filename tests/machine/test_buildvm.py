@@ -67,11 +67,16 @@ def built(tmp_path_factory: pytest.TempPathFactory, new_token: Callable[[], Toke
     yield Built(builder, reviewers, ready, job, approval, directory / "state.img", image, result, root)
 
 
+def verify_words(built: Built) -> tuple[object, ...]:
+    """The command with which an auditor verifies the ceremony."""
+    directory = built.builder.path.parent
+    known = ("--plan", directory / "plan.json", "--root", directory / "root.crt")
+    return "ceremony", "verify", directory, *known, "--json"
+
+
 def test_the_builder_came_of_a_ceremony_that_verifies(built: Built, run: Callable[..., Run]) -> None:
     directory = built.builder.path.parent
-    done = run(
-        "ceremony", "verify", directory, "--plan", directory / "plan.json", "--root", directory / "root.crt", "--json"
-    )
+    done = run(*verify_words(built))
     report = json.loads(done.out)
     assert done.code == 0 and report["holds"] and report["development"], done.err
     assert [step["action"] for step in report["steps"]][-3:] == ["built", "witness", "end"]
@@ -121,17 +126,7 @@ def test_whoever_has_the_plan_packs_the_machine_that_was_measured(
     assert done.code == 0, done.err
     images = [(path / "casemate.img").read_bytes() for path in (tmp_path / "mine", directory / "bootstrap")]
     assert images[0] == images[1]
-    words = (
-        "ceremony",
-        "verify",
-        directory,
-        "--plan",
-        directory / "plan.json",
-        "--root",
-        directory / "root.crt",
-        "--json",
-        "--bootstrap",
-    )
+    words = (*verify_words(built), "--bootstrap")
     report = json.loads(run(*words, tmp_path / "mine").out)
     assert {check["name"]: check["verdict"] for check in report["checks"]}["image of the BootstrapVM"] == "proved"
     assert run(*words, built.builder.path).code == 1  # that is another image
@@ -176,23 +171,10 @@ def test_a_machine_of_that_image_has_a_record_that_leads_back_to_the_root(
     )
     assert verdict.holds, verdict.summary()
     assert len(verdict.chain.links) == 3  # the builder's key is the intermediate
-    directory = built.builder.path.parent
     for name, content in record.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_bytes(content)
-    words = (
-        "ceremony",
-        "verify",
-        directory,
-        "--plan",
-        directory / "plan.json",
-        "--root",
-        directory / "root.crt",
-        "--json",
-        "--record",
-        tmp_path,
-        "--image",
-    )
+    words = (*verify_words(built), "--record", tmp_path, "--image")
     done = run(*words, built.image)  # from the people of the ceremony to this machine, in one go
     report = json.loads(done.out)
     assert done.code == 0 and report["holds"], done.err

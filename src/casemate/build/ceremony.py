@@ -347,7 +347,7 @@ class Ceremony:
                 raise refusal(
                     "CONTENT", "these are other hosts than were given before", "all who give hosts give the same"
                 )
-            known = {one.fingerprint for one in host_keys(self.plan)}
+            known = {one.fingerprint for one in host_keys(self.plan).values()}
             if strange := [name for name, one in host_fingerprints(content) if one not in known]:
                 cause = f"{', '.join(strange)}: the plan, which reviewers approve, has no such host"
                 raise refusal("CONTENT", cause, "name the BuildVM's hosts in the plan")

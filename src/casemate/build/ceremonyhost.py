@@ -35,8 +35,9 @@ from casemate.errors import CasemateError
 
 PLAN, SESSION, TRANSCRIPT, BUILT = "plan.json", "session.json", "transcript.jsonl", "buildvm"
 HEADER, MEASUREMENT, PROTECTION_KEY = "bootstrap.header", "measurement.bin", "measurement.key"
+"""What the auditor's program has asked and verified: an :class:`~casemate.build.ceremonysession.Evidence`."""
 SECRET = 32
-"""What the auditor's program has asked and verified: an :class:`~casemate.build.ceremony.Evidence`."""
+"""Bytes of what a plan's image is packed with (:func:`~casemate.build.ceremonysession.image_seed`)."""
 TIMEOUT, PARTS_TIMEOUT = 30.0, 300.0
 LARGEST_FILE = 1 << 30
 
@@ -69,7 +70,8 @@ class Visit:
         session = sessions.open_session(answer, self.plan)
         if self.evidence is None:
             self.evidence = self.measure(session)
-        sessions.measured(self.plan, session, self.evidence)
+        else:
+            sessions.measured(self.plan, session, self.evidence)
         if self.seen is not None and self.seen.session.digest != session.digest:
             raise plans.CeremonyError(
                 "the machine has begun another session since the last look", "ask who runs it", id="CEREMONY-SESSION"
@@ -374,8 +376,7 @@ def check_hosts(plan: Plan, kept: Sequence[tuple[str, bytes]] | None) -> None:
             "the plan's hosts were not verified", "give a keyset that has them: --keyset", id="CEREMONY-HOSTS"
         )
     known = {hostkey.load(document).fingerprint for _, document in kept}
-    keys = zip(plan.hosts, sessions.host_keys(plan), strict=True)
-    if strange := [name for name, key in keys if key.fingerprint not in known]:
+    if strange := [name for name, key in sessions.host_keys(plan).items() if key.fingerprint not in known]:
         raise plans.CeremonyError(
             f"the keyset has no {', '.join(strange)}",
             "ask who made the plan, and whose machine it is",

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
     from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
+    from casemate.secureexec.hostkey import HostKey
+
 FORMAT = "casemate-ceremony-session/2"
 LARGEST_ANSWER = 256 << 10
 SHARE, SALT = (16, 1024), 32
@@ -99,10 +101,8 @@ def open_session(answer: bytes, plan: Plan) -> Session:
     marked = "DEVELOPMENT" in record.facts.get(records.TEE, "").upper()
     if marked and not plan.development:
         raise refusal("SESSION", "a development machine holds no real ceremony", "start it on a host of the plan")
-    digest, user_data = (
-        hashlib.sha256(said["session"]).hexdigest(),
-        _USER_DATA + hashlib.sha512(said["session"]).digest(),
-    )
+    digest = hashlib.sha256(said["session"]).hexdigest()
+    user_data = _USER_DATA + hashlib.sha512(said["session"]).digest()
     return Session(digest, loaded, sealing, said["record"], marked, user_data)
 
 
@@ -141,11 +141,11 @@ def image_seed(plan: Plan, secret: bytes) -> bytes:
     return hashlib.sha512(f"casemate-ceremony image {plan.digest} ".encode() + secret).digest()
 
 
-def host_keys(plan: Plan) -> list[Any]:
-    """Return the keys of the hosts that may run the BootstrapVM."""
+def host_keys(plan: Plan) -> dict[str, HostKey]:
+    """Return the keys of the hosts that may run the BootstrapVM, by their names in the plan."""
     from casemate.secureexec import hostkey
 
-    return [hostkey.load(document.encode(), check_validity=False) for document in plan.hosts.values()]
+    return {name: hostkey.load(document.encode(), check_validity=False) for name, document in plan.hosts.items()}
 
 
 def ask(plan: Plan) -> tuple[bytes, bytes]:
@@ -153,7 +153,7 @@ def ask(plan: Plan) -> tuple[bytes, bytes]:
     from casemate.secureexec import attestation
 
     flags = attestation.IMAGE_HOST_KEY | attestation.ATTESTATION_HOST_KEY
-    request, key = attestation.create(host_keys(plan), flags)
+    request, key = attestation.create(list(host_keys(plan).values()), flags)
     return attestation.pack_request(request), key
 
 
@@ -171,7 +171,7 @@ def measured(plan: Plan, session: Session, evidence: Evidence) -> str:
         raise refusal("MEASUREMENT", error.cause, "this is not the BootstrapVM, or not of your plan") from None
     if found.user_data != session.user_data:
         raise refusal("MEASUREMENT", "the ultravisor has measured another session", "this is not the BootstrapVM")
-    for name, key in zip(plan.hosts, host_keys(plan), strict=True):
+    for name, key in host_keys(plan).items():
         if found.image_host_key == found.attestation_host_key == key.fingerprint:
             return name
     raise refusal("MEASUREMENT", "the machine runs on a host that the plan does not name", "start it where it may run")

@@ -27,26 +27,29 @@ Opened = tuple[Any, str]
 
 
 class Ring:
-    """The keys of all people, by whose they are: in this program's memory, or where ``template`` says, ``{}`` being the name."""
+    """The keys of all people, by whose they are, made at first use: in this program's memory, or where ``template`` says.
 
-    def __init__(self, template: str | None) -> None:
-        self._template, self._made = template, dict[str, Any]()
+    ``template``: a URI with ``{}`` for the name; ``existing``: URIs of keys that are there, by name.
+    """
+
+    def __init__(self, template: str | None, existing: dict[str, str]) -> None:
+        self._template, self._uris, self._keys = template, existing, dict[str, Any]()
 
     @contextmanager
     def open(self, name: str) -> Iterator[Opened]:
-        """Give a key; it is made at first use."""
+        """Give a key."""
         from casemate.build import signers
 
-        if self._template is None:
-            yield self._made.setdefault(name, ec.generate_private_key(ec.SECP384R1())), FILE
+        if self._template is None and name not in self._uris:
+            if name not in self._keys:
+                self._keys[name] = ec.generate_private_key(ec.SECP384R1())
+            yield self._keys[name], FILE
             return
-        uri = self._template.replace("{}", name)
-        signer = signers.find(uri, Path.cwd())
-        if name not in self._made:
-            signer.generate("p-384")
-            self._made[name] = uri
-        with signer.open() as key:
-            yield key, host.custody_of(uri)
+        if self._template is not None and name not in self._uris:
+            self._uris[name] = self._template.replace("{}", name)
+            signers.find(self._uris[name], Path.cwd()).generate("p-384")
+        with signers.find(self._uris[name], Path.cwd()).open() as key:
+            yield key, host.custody_of(self._uris[name])
 
     def public(self, name: str) -> str:
         """Return the public half, PEM."""
@@ -75,21 +78,11 @@ def hold(
     from casemate.machine.ultravisor import SoftwareUltravisor
 
     host.require_empty(directory)
-    ring = Ring(keys)
-
-    @contextmanager
-    def root() -> Iterator[Opened]:
-        if root_uri is None:
-            with ring.open("root") as found:
-                yield found
-        else:
-            with signers.find(root_uri, Path.cwd()).open() as key:
-                yield key, host.custody_of(root_uri)
-
+    ring = Ring(keys, {"root": root_uri} if root_uri else {})
     public = {name: ring.public(name) for names in PEOPLE.values() for name in names}
     parts = host.ready_parts(progress=progress)
     with ExitStack() as stack:
-        with root() as (key, _):
+        with ring.open("root") as (key, _):
             certificate = host.root_certificate(organization, key, development=True)
         roles = {role: Role(names, len(names)) for role, names in PEOPLE.items()}
         secret = secrets.token_bytes(host.SECRET)
@@ -125,7 +118,7 @@ def hold(
                 visit.contribute(name, key, secrets.token_bytes(32), custody)
         progress("the root")
         visit.wait("request", patience)
-        with ring.open(PEOPLE[ROOT][0]) as (key, custody), root() as (above, kept):
+        with ring.open(PEOPLE[ROOT][0]) as (key, custody), ring.open("root") as (above, kept):
             visit.certify(PEOPLE[ROOT][0], key, above, custody, kept)
         progress("the BuildVM is made inside")
         visit.wait("built", patience)

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey
 
     from casemate.build.ceremonyhost import Visit
+    from casemate.build.ceremonyplan import Plan
     from casemate.build.ceremonyreport import Report
     from casemate.build.ceremonysession import Evidence
 
@@ -131,10 +132,9 @@ def pack(directory: Path, plan_file: Path, secret: Path | None, as_json: bool) -
     import hashlib
 
     from casemate.build import ceremonyhost as host
-    from casemate.build import ceremonyplan as plans
-    from casemate.cli.ui import read_input, steps
+    from casemate.cli.ui import steps
 
-    made = plans.parse_plan(read_input(str(plan_file), plans.LARGEST_PLAN))
+    made = _plan(plan_file)
     with steps("Packing the BootstrapVM", quiet=as_json) as progress:
         header = host.pack(made, host.ready_parts(made.arch, progress=progress), directory, _secret(plan_file, secret))
     digest = hashlib.sha256(header).hexdigest()
@@ -159,10 +159,9 @@ def start(directory: Path, plan_file: Path, port: int, name: str, secret: Path |
     casemate ceremony start my-ceremony --plan plan.json --port 8722
     """
     from casemate.build import ceremonyhost as host
-    from casemate.build import ceremonyplan as plans
-    from casemate.cli.ui import read_input, steps
+    from casemate.cli.ui import steps
 
-    made = plans.parse_plan(read_input(str(plan_file), plans.LARGEST_PLAN))
+    made = _plan(plan_file)
     with steps("Starting the BootstrapVM") as progress:
         parts = host.ready_parts(made.arch, progress=progress)
         visit, _ = host.opened(
@@ -263,8 +262,8 @@ def join(
     action = plans.ACTIONS[role]
     if not yes:
         click.echo(f"Ceremony {visit.plan.name}, plan {visit.plan.digest}, {len(before.lines)} lines so far.", err=True)
-        for host_name, one in zip(visit.plan.hosts, sessions.host_keys(visit.plan), strict=True):
-            click.echo(f"It may run on {host_name}, key {one.fingerprint.hex()}.", err=True)
+        for host_name, host_key in sessions.host_keys(visit.plan).items():
+            click.echo(f"It may run on {host_name}, key {host_key.fingerprint.hex()}.", err=True)
         click.echo(f"You are {name} ({role}). You sign: {reports.COVERS[action]}.", err=True)
         click.confirm("Sign?", abort=True, err=True)
     here, custody = Path.cwd(), host.custody_of(key)
@@ -379,6 +378,13 @@ def rehearse(directory: Path, root_uri: str | None, keys: str | None, as_json: b
     return 0 if report.holds else 1
 
 
+def _plan(path: Path) -> Plan:
+    from casemate.build import ceremonyplan as plans
+    from casemate.cli.ui import read_input
+
+    return plans.parse_plan(read_input(str(path), plans.LARGEST_PLAN))
+
+
 def _kept(keyset: Path | None) -> list[tuple[str, bytes]] | None:
     from casemate.build import forms
     from casemate.build import keyset as keysets
@@ -402,10 +408,9 @@ def _visit(
     from tempfile import TemporaryDirectory
 
     from casemate.build import ceremonyhost as host
-    from casemate.build import ceremonyplan as plans
-    from casemate.cli.ui import read_input, steps
+    from casemate.cli.ui import steps
 
-    plan = plans.parse_plan(read_input(str(plan_file), plans.LARGEST_PLAN))
+    plan = _plan(plan_file)
     host.check_hosts(plan, _kept(keyset))
     if image is not None:
         return host.Visit(address, plan, host.header_of(image))
@@ -421,7 +426,6 @@ def _report(
 ) -> Report:
     from casemate.build import ceremony as rules
     from casemate.build import ceremonyhost as host
-    from casemate.build import ceremonyplan as plans
     from casemate.build import ceremonyreport as reports
     from casemate.build import ceremonysession as sessions
     from casemate.build.buildvm import measure
@@ -435,10 +439,10 @@ def _report(
         and path.name != "root.squashfs"  # by its hash in the plan, and in the image's reference values
     }
     return reports.verify(
-        plans.parse_plan(read_input(str(directory / host.PLAN), plans.LARGEST_PLAN)),
+        _plan(directory / host.PLAN),
         read_input(str(directory / host.SESSION), sessions.LARGEST_ANSWER),
         read_input(str(directory / host.TRANSCRIPT), rules.LARGEST_TRANSCRIPT),
-        known=plans.parse_plan(read_input(str(plan_file), plans.LARGEST_PLAN)).digest if plan_file else None,
+        known=_plan(plan_file).digest if plan_file else None,
         evidence=_evidence(directory),
         header=host.header_of(bootstrap) if bootstrap else None,
         root=read_input(str(root), 64 << 10) if root else None,
