@@ -1,4 +1,4 @@
-"""JSON of which two readers can't make two things: UTF-8, and no object says a key twice; and one form of it, to sign."""
+"""JSON of which two readers can't make two things: UTF-8, whole characters, no key twice, no NaN; and one form of it, to sign."""
 
 from __future__ import annotations
 
@@ -10,11 +10,22 @@ from typing import Any
 
 
 def loads(data: bytes) -> Any:
-    """Read a document. Raises :class:`ValueError`: not UTF-8, not JSON, nested too deep, a key that stands twice."""
+    """Read a document.
+
+    Raises :class:`ValueError`: not UTF-8, not JSON (``NaN`` and ``Infinity`` are none), nested too deep, a key that stands
+    twice, half of a character (``"\\ud800"``, which is no text and can't be written again).
+    """
     try:
-        return json.loads(data.decode("utf-8"), object_pairs_hook=once)
+        document = json.loads(data.decode("utf-8"), object_pairs_hook=once, parse_constant=_no_number)
+        if b"\\u" in data:
+            json.dumps(document, ensure_ascii=False).encode()
+        return document
     except RecursionError:
         raise ValueError("nested too deep") from None
+
+
+def _no_number(text: str) -> Any:
+    raise ValueError(f"{text} is no number")
 
 
 def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -50,8 +50,8 @@ def key(name: str) -> ec.EllipticCurvePrivateKey:
 
 
 @cache
-def root_pem() -> bytes:
-    return ceremonyhost.root_certificate("Example", key("root key"), development=True)
+def root_pem(*, development: bool = True) -> bytes:
+    return ceremonyhost.root_certificate("Example", key("root key"), development=development)
 
 
 @cache
@@ -87,6 +87,8 @@ def plan(**changed: Any) -> Plan:
         values,
         hashlib.sha256(SECRET).hexdigest(),
     )
+    if not changed.get("development", True):
+        changed["root_certificate"] = root_pem(development=False).decode()
     return replace(made, **changed)
 
 
@@ -196,7 +198,7 @@ def forge(
     """Return an entry that says of itself what a test wants it to say."""
     import json
 
-    names = ("0" * 64, "1" * 64)
+    names = (hashlib.sha256(header(made)).hexdigest(), "1" * 64)
     document = json.loads(rules.statement(made, session, who, content, seen, "file", names)) | said
     payload = strictjson.dumps(document)
     return rules.entry(payload, plans.sign(signer, rules.STATEMENT_TYPE, payload), who, content)

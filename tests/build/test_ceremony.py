@@ -676,12 +676,48 @@ def test_somebody_who_signed_another_image_is_named(open_one: Held) -> None:
     open_one.approve("alice")
     seen = open_one.visit.look()
     content = rules.next_key(seen.session, "bob", key("bob's next"), "file")
-    entry = kit.forge(seen.plan, seen.session, "bob", content, seen.head, key("bob"))
-    open_one.visit._ask("POST", "/entry", 1 << 20, entry)
+    entry = kit.forge(seen.plan, seen.session, "bob", content, seen.head, key("bob"), header="0" * 64)
+    refused("CEREMONY-IMAGE", lambda: open_one.visit._ask("POST", "/entry", 1 << 20, entry))
+    assert open_one.visit.look().lines == seen.lines  # so one person can't spoil what the others have done
+
+
+def test_who_all_signed_another_image_are_named(open_one: Held) -> None:
     seen, visit = open_one.visit.look(), open_one.visit
+    content = rules.next_key(seen.session, "bob", key("bob's next"), "file")
+    entry = kit.forge(seen.plan, seen.session, "bob", content, seen.head, key("bob"), header="0" * 64)
+    visit._ask("POST", "/entry", 1 << 20, entry)
+    seen = visit.look()
     found = ceremonyreport.verify(seen.plan, visit.answer, seen.as_bytes(), evidence=visit.evidence)
     assert verdicts(found)["BootstrapVM"] == "refuted"
     assert "bob" in next(one.why for one in found.checks if one.name == "BootstrapVM")
+
+
+def test_what_comes_after_the_plans_minutes_is_no_line() -> None:
+    """The machine closes by a clock of its own; the auditor reads it off the lines' times."""
+    clock = kit.Clock()
+    with kit.held(kit.plan(minutes=1), clock) as one:
+        one.approve("alice")
+        clock.ahead = 180.0
+        refused("CEREMONY-TIME", lambda: one.approve("bob"))
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("organization", "Example\nBank"),
+        ("organization", " "),
+        ("root_certificate", "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"),
+        ("development", False),
+    ],
+)
+def test_a_plan_with_what_no_certificate_can_say_is_refused(name: str, value: Any) -> None:
+    document = json.loads(_PLAN) | {name: value}
+    refused("CEREMONY-PLAN", lambda: plans.parse_plan(json.dumps(document).encode()))
+
+
+@pytest.mark.parametrize("address", ["x:²", "x:99999999", "a\nb:80", "x" * 70 + ".é:80", "nothing", "[::1:80"])
+def test_an_address_that_can_not_be_is_told_so(address: str) -> None:
+    refused("CEREMONY-UNREACHABLE", ceremonyhost.Visit(address, kit.plan(), b"").look)
 
 
 # --- the port ---------------------------------------------------------------------------------------------------

@@ -143,3 +143,17 @@ def test_another_s_key_a_stranger_and_a_directory_without_an_image(run: Run, pla
     (place / "bootstrap/casemate.img").unlink()
     done = join(run, place, open_one, "bob", "--next-key", f"file:{place}/next.key")
     assert done.code == 1 and "CEREMONY-IMAGE" in done.err and "casemate ceremony pack" in done.err
+
+
+@pytest.mark.parametrize("change", ["minutes: '120'", "minutes: 0", "minutes: 100000", "name: 7", "organization: [a]"])
+def test_a_value_of_another_kind_is_told_before_anything_is_made(run: Run, place: Path, change: str) -> None:
+    (place / "root.crt").write_bytes(kit.root_pem())
+    (place / "alice.pub").write_text(kit.pem(key("alice")))
+    said = {"name": "spring", "organization": "Example", "minutes": "60"}
+    said |= dict([change.split(": ")])
+    lines = [f"{name}: {value}" for name, value in said.items()]
+    lines += ["root: root.crt", "roles: {root: {quorum: 1, people: {alice: alice.pub}}}"]
+    (place / "ceremony.yaml").write_text("\n".join(lines))
+    done = run("ceremony", "plan", place / "ceremony.yaml", "-o", place / "new.json")
+    assert done.code == 1 and "CEREMONY-PLAN" in done.err, done.err
+    assert not (place / "new.json").exists() and not (place / "new.secret").exists()

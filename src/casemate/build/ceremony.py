@@ -283,6 +283,11 @@ class Ceremony:
             return "built" if self.enough(ROOT) else ""
         return "end" if self.enough(AUDITOR) and not self.ended else ""
 
+    @property
+    def _open_until(self) -> datetime.datetime:
+        """The plan's minutes after the first line, and one more: the machine counts them by another clock."""
+        return time_of(self.lines[0].time) + datetime.timedelta(minutes=self.plan.minutes + 1)
+
     def _too_early(self, role: str) -> str:
         """Return what must be before a role's part; empty where nothing is in its way."""
         done = {line.action for line in self.lines}
@@ -329,6 +334,10 @@ class Ceremony:
             raise refusal("TWICE", f"{by} has done this already", "nobody acts twice")
         if self.of(closed) or (role == ROOT and self.enough(ROOT)):
             raise refusal("TIME", "it is too late: this part is over", "look at casemate ceremony status")
+        if others := [line for line in self.lines if line.by and _header(line) != document["header"]]:
+            raise refusal(
+                "IMAGE", f"{others[0].by} has signed another image than this", "compare: casemate ceremony pack"
+            )
         if document["seen"] not in ({self.head} if role == AUDITOR else {line.digest for line in self.lines}):
             raise refusal(
                 "OTHER", "the line that was seen last is not in this transcript, or not its head", "look at it again"
@@ -432,6 +441,10 @@ class Ceremony:
         now = time_of(line.time)
         if self.lines and now < time_of(self.lines[-1].time):
             raise refusal("TRANSCRIPT", f"line {line.n} is older than the one before")
+        if self.lines and line.action != "end" and now > self._open_until:
+            raise refusal(
+                "TIME", f"line {line.n} came when the ceremony was over", "it was open for the plan's minutes"
+            )
         if line.action in MACHINE:
             if line.by or line.statement or line.signature:
                 raise refusal("TRANSCRIPT", f"line {line.n} is the machine's, and somebody's")
@@ -462,6 +475,10 @@ class Ceremony:
             raise refusal("TRANSCRIPT", f"line {line.n} has a content that means nothing")
         if line.action == "built":
             built_files(line)
+
+
+def _header(line: Line) -> str:
+    return str(json.loads(line.statement)["header"])
 
 
 def built_files(line: Line) -> dict[str, Part]:

@@ -16,6 +16,7 @@ import datetime
 import hashlib
 import http.client
 import json
+import re
 import secrets
 import time
 from collections.abc import Callable, Sequence
@@ -186,15 +187,18 @@ class Visit:
 
     def _ask(self, method: str, path: str, limit: int, body: bytes | None = None, timeout: float = TIMEOUT) -> bytes:
         host, _, port = self.address.rpartition(":")
-        if not port.isdigit() or not 0 < int(port) < 65536:
+        if not re.fullmatch("[0-9]{1,5}", port) or not 0 < int(port) < 65536:
             raise VisitError("an address is HOST:PORT", "give the one of the BootstrapVM", self.address)
-        connection = http.client.HTTPConnection(host or "127.0.0.1", int(port), timeout=timeout)
+        try:
+            connection = http.client.HTTPConnection(host.strip("[]") or "127.0.0.1", int(port), timeout=timeout)
+        except http.client.InvalidURL:
+            raise VisitError("an address is HOST:PORT", "give the one of the BootstrapVM", self.address) from None
         try:
             connection.request(method, path, body)
             response = connection.getresponse()
             data = response.read(limit + 1)
             length = response.headers.get("Content-Length")
-        except (OSError, http.client.HTTPException):
+        except (OSError, http.client.HTTPException, UnicodeError):  # the last: a name that can't be one
             raise VisitError(
                 "the BootstrapVM does not answer", "is it running, and its window open?", self.address
             ) from None
@@ -330,6 +334,7 @@ def make_plan(
     development plan they need not be, and without any it is this user's software ultravisor.
     """
     from casemate import __version__
+    from casemate.build import forms
     from casemate.certificates.chain import has_development_mark
     from casemate.image.build import source_hash
     from casemate.machine.ultravisor import SoftwareUltravisor
@@ -342,6 +347,12 @@ def make_plan(
         )
     if not hosts:
         hosts = [("development.crt", SoftwareUltravisor.load_or_create().document)]
+    try:
+        root = forms.pem(forms.load_certificate(root))
+    except ValueError:
+        raise plans.CeremonyError(
+            "the root's certificate can't be read", "give it as PEM", id="CEREMONY-PLAN"
+        ) from None
     start = (begins or datetime.datetime.now(datetime.UTC)).replace(microsecond=0)
     plan = Plan(
         *(name, organization, builder, secrets.token_hex(16), has_development_mark(root)),
@@ -350,7 +361,7 @@ def make_plan(
         minutes,
         personas,
         roles,
-        {each: document.decode() for each, document in hosts},
+        {each: document.decode("utf-8", "replace") for each, document in hosts},
         root.decode(),
         pipeline.decode("ascii", "replace"),
         *(revision or __version__, source_hash(), parts.arch, parts.release, measure(parts.archive)),

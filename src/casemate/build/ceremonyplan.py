@@ -138,6 +138,8 @@ def parse_plan(data: bytes) -> Plan:
     sound = (
         all(NAME.fullmatch(document[name]) for name in ("name", "builder"))
         and len(document["organization"]) <= 64
+        and document["organization"].isprintable()
+        and document["organization"].strip()
         and re.fullmatch("[0-9a-f]{32}", document["nonce"])
         and document["arch"] in ("amd64", "s390x")
         and HEX.fullmatch(document["source"])
@@ -158,6 +160,7 @@ def parse_plan(data: bytes) -> Plan:
     begins, ends = time_of(document["not_before"]), time_of(document["not_after"])
     if not begins < ends:
         raise refusal("PLAN", "the window ends before it begins", "correct the window")
+    _require_root(document["root_certificate"], development=document["development"])
     personas, roles = _personas(document["personas"]), _roles(document["roles"])
     acting = [name for role in roles.values() for name in role.members]
     if len(set(acting)) != len(acting):
@@ -180,6 +183,21 @@ def parse_plan(data: bytes) -> Plan:
         image_secret=document["image_secret"],
         selection=document["selection"],
     )
+
+
+def _require_root(pem: str, *, development: bool) -> None:
+    from cryptography import x509
+    from cryptography.hazmat.primitives.serialization import Encoding
+
+    from casemate.certificates.chain import has_development_mark
+
+    try:
+        (root,) = x509.load_pem_x509_certificates(pem.encode("ascii"))
+        marked = has_development_mark(root.public_bytes(Encoding.PEM))
+    except (ValueError, CasemateError):
+        raise refusal("PLAN", "the root's certificate is none, or more than one", "give it as PEM") from None
+    if marked is not development:
+        raise refusal("PLAN", "the root is for development and the plan not, or the other way", "take another root")
 
 
 def _personas(said: object) -> dict[str, str]:
@@ -313,7 +331,6 @@ def object_of(data: bytes, limit: int, kind: str, what: str) -> dict[str, Any]:
     """Read an object of a document of bounded size. Raises :class:`CeremonyError`."""
     try:
         document = strictjson.loads(data) if len(data) <= limit else None
-        json.dumps(document, ensure_ascii=False).encode()  # half of a character, as "\\ud800", is no text
     except ValueError:
         document = None
     if not isinstance(document, dict):

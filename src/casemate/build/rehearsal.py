@@ -47,7 +47,11 @@ class Ring:
             return
         if self._template is not None and name not in self._uris:
             self._uris[name] = self._template.replace("{}", name)
-            signers.find(self._uris[name], Path.cwd()).generate("p-384")
+            try:
+                signers.find(self._uris[name], Path.cwd()).generate("p-384")
+            except signers.SignerError as error:
+                if error.id != "SIGNER-EXISTS":  # of a rehearsal before this one
+                    raise
         with signers.find(self._uris[name], Path.cwd()).open() as key:
             yield key, host.custody_of(self._uris[name])
 

@@ -75,7 +75,7 @@ def plan(file: Path, output: str, as_json: bool) -> None:
     """
     from casemate.build import ceremonyhost as host
     from casemate.build import forms, keyset, signers
-    from casemate.build.ceremonyplan import CeremonyError, Role
+    from casemate.build.ceremonyplan import LONGEST_MINUTES, CeremonyError, Role
     from casemate.cli.ui import read_input, steps, write_output
     from casemate.contract.document import parse
 
@@ -92,6 +92,10 @@ def plan(file: Path, output: str, as_json: bool) -> None:
         pipeline = read_input(str(file.parent / said["pipeline"]), 64 << 10) if "pipeline" in said else b""
         kept = keyset.parse(read_input(str(file.parent / said["keyset"]), 4 << 20)) if "keyset" in said else None
         name, organization, minutes = said["name"], said["organization"], said.get("minutes", 120)
+        if not isinstance(name, str) or not isinstance(organization, str) or type(minutes) is not int:
+            raise TypeError
+        if not 1 <= minutes <= LONGEST_MINUTES:
+            raise ValueError
     except (KeyError, TypeError, AttributeError, ValueError):
         raise CeremonyError(
             "the file has not what a plan needs", "casemate ceremony plan --help shows one", id="CEREMONY-PLAN"
@@ -103,7 +107,11 @@ def plan(file: Path, output: str, as_json: bool) -> None:
         verified = kept.verified if kept else False
         made = host.make_plan(
             *(name, organization, people, roles, root, parts),
-            **{"hosts": hosts, "verified": verified, "pipeline": pipeline, "secret": secret, "minutes": minutes},
+            hosts=hosts,
+            verified=verified,
+            pipeline=pipeline,
+            secret=secret,
+            minutes=minutes,
         )
     signers.write_private(Path(output).with_suffix(".secret"), secret)
     write_output(output, made.as_bytes())
