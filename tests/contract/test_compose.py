@@ -109,7 +109,6 @@ def test_a_key_of_the_file_that_is_not_understood_is_refused_by_name(key: str) -
         ("cap_add", [["ALL"]]),
         ("command", []),
         ("command", "'unclosed"),
-        ("entrypoint", ""),
         ("restart", "sometimes"),
         ("restart", "always\n"),
         ("restart", False),
@@ -220,7 +219,26 @@ def test_a_key_or_certificate_of_several_lines_is_a_value() -> None:
 def test_a_variable_that_nobody_gave_is_refused_without_its_neighbours_values() -> None:
     with pytest.raises(WorkloadError) as error:
         translate({"SECRET": "geheim"}, environment={"A": "${SECRET}${MISSING}"})
-    assert "MISSING" in str(error.value) and "geheim" not in str(error.value)
+    assert "environment.A: a variable in it is not set" in str(error.value)
+    assert "MISSING" not in str(error.value) and "geheim" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "service",
+    [
+        {"environment": {"PASSWORD": "Tr0ub4dor$Battery_Staple9"}},
+        {"environment": ["PASSWORD=Tr0ub4dor$Battery_Staple9"]},
+        {"command": "run --token Tr0ub4dor$Battery_Staple9"},
+        {"command": ["run", "Tr0ub4dor${Battery_Staple9}"]},
+        {"env_file": "secret.env"},
+    ],
+)
+def test_a_password_with_a_dollar_stands_in_no_message(service: dict[str, Any]) -> None:
+    places = Places("/w/archive", "/w/scratch", {}, {"secret.env": b"PASSWORD=Tr0ub4dor$Battery_Staple9\n"})
+    with pytest.raises(WorkloadError) as error:
+        services({"services": {"app": {"image": IMAGE, **service}}}, {}, places)
+    assert "is not set" in str(error.value) and "$$" in str(error.value)
+    assert "Battery" not in str(error.value) and "Tr0ub4dor" not in str(error.value)
 
 
 # ------------------------------------------------------------------------------------------------- ports
@@ -280,9 +298,125 @@ def test_what_is_no_port_is_refused(port: Any) -> None:
 def test_where_a_mount_comes_from(mount: Any, option: str) -> None:
     document = {"services": {"app": {"image": IMAGE, "volumes": [mount]}}, "volumes": {"named": None}}
     (made,) = services(document, {}, PLACES)
-    assert made.options == [f"--volume={option}"]
+    first, *below = made.options
+    assert first == f"--volume={option}"
+    assert below == (
+        ["--volume=/var/volumes/logs:" + option.split(":")[1] + "/logs"] if option.startswith(DATA) else []
+    )
     source = option.split(":")[0]
-    assert made.mounts == ([source] if source.startswith("/") else [])
+    assert made.mounts == ([source] if source.startswith("/") else []) + ["/var/volumes/logs"] * bool(below)
+
+
+DATA = "/var/volumes/data:"
+
+
+def test_volumes_below_a_path_are_mounted_with_it_as_a_bind_mount_does() -> None:
+    """Otherwise the data would go to the root, and be gone at the next start."""
+    places = Places(
+        "/w/archive", "/w/scratch", {"/mnt/data": "/var/volumes/data", "/mnt/data/logs": "/var/volumes/logs"}
+    )
+    app = {"image": IMAGE, "volumes": ["/mnt:/store:ro", "/mnt/data:/store/data:ro"]}
+    (made,) = services({"services": {"app": app}}, {}, places)
+    assert made.options == [
+        "--volume=/w/scratch/mnt:/store:ro",
+        "--volume=/var/volumes/data:/store/data:ro",
+        "--volume=/var/volumes/logs:/store/data/logs:ro",
+    ]
+    assert {"/w/scratch/mnt/data", "/var/volumes/data/logs"} <= set(made.directories)
+
+
+def test_a_volume_may_be_named_as_a_directory_of_the_system_and_is_that_volume() -> None:
+    places = Places(
+        "/w/archive", "/w/scratch", {"/var/hyperprotect": "/var/volumes/a", "/usr/local/data": "/var/volumes/b"}
+    )
+    app = {"image": IMAGE, "volumes": ["/var/hyperprotect:/a", "/usr/local/data:/b"]}
+    (made,) = services({"services": {"app": app}}, {}, places)
+    assert made.options == ["--volume=/var/volumes/a:/a", "--volume=/var/volumes/b:/b"]
+
+
+@pytest.mark.parametrize(
+    ("networks", "cause"),
+    [
+        ({"web": ["front"], "db": ["back"]}, "not declared"),
+        ({"web": ["front"]}, "another network than that of"),
+        ({"web": {"front": None}, "db": ["front", "default"]}, "another network than that of"),
+    ],
+)
+def test_services_that_are_apart_in_the_file_are_not_put_on_one_network(networks: dict[str, Any], cause: str) -> None:
+    each = {
+        name: {"image": IMAGE, **({"networks": networks[name]} if name in networks else {})} for name in ("web", "db")
+    }
+    assert cause in problems_of({"services": each, "networks": {"front": {}}})[-1]
+
+
+def test_what_compose_takes_for_granted_may_be_written() -> None:
+    document = {
+        "services": {"web": {"image": IMAGE, "networks": ["front"], "volumes": ["x:/x", "y:/y"]}},
+        "networks": {"front": {"driver": "bridge", "external": False}},
+        "volumes": {"x": {"driver": "local"}, "y": {"name": "other"}},
+    }
+    (made,) = services(document, {}, PLACES)
+    assert made.options == ["--volume=x:/x", "--volume=other:/y"]
+    for volume in ({"driver": "nfs"}, {"external": True}, {"driver_opts": {"device": "/"}}):
+        assert any("volumes.x" in told for told in problems_of({**document, "volumes": {"x": volume, "y": None}}))
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("extra_hosts", ["host.docker.internal:host-gateway"]),
+        ("extra_hosts", ["a:b"]),
+        ("pid", "service:b"),
+        ("ipc", "service:b"),
+        ("cpus", "abc"),
+        ("shm_size", "a; rm"),
+        ("mem_limit", "much"),
+        ("tmpfs", "relative"),
+        ("cap_add", ["FOO"]),
+        ("dns", "foo"),
+        ("sysctls", {"a": 1}),
+        ("sysctls", {"kernel.panic": 1}),
+        ("ulimits", {"nofil": 1}),
+        ("stop_signal", "SIGFOO"),
+        ("pids_limit", "1e3"),
+        ("oom_score_adj", 1001),
+        ("cpuset", "0-"),
+        ("healthcheck", {"test": "a\0b"}),
+    ],
+)
+def test_what_the_engine_would_not_take_is_told_with_its_place(key: str, value: Any) -> None:
+    assert refused(**{key: value}).startswith(f"services.app.{key}")
+
+
+def test_an_entry_point_is_taken_away_and_zeros_are_defaults() -> None:
+    made = translate(entrypoint=[], command=["a"])
+    assert (made.options, made.command) == (["--entrypoint="], ["a"])
+    assert translate(entrypoint=["a"], command=[]).command == []
+    assert translate(healthcheck={"test": "x", "interval": "0s", "retries": 0}).health == Health()
+
+
+def test_a_policy_that_ends_ends() -> None:
+    policy = translate(deploy={"restart_policy": {"condition": "any", "max_attempts": 2, "delay": "5s"}}).restart
+    assert [policy.again(0, times) for times in range(4)] == [True, True, False, False]
+
+
+def test_nobody_waits_for_the_health_of_what_is_not_asked() -> None:
+    each = {"db": {"image": IMAGE, "healthcheck": {"disable": True}}, "web": {"image": IMAGE}}
+    each["web"]["depends_on"] = {"db": {"condition": "service_healthy"}}
+    assert "switched off" in problems_of({"services": each})[0]
+
+
+def test_the_directory_of_the_file_may_be_named_in_mounts() -> None:
+    assert translate(volumes=["${PWD}/install.sh:/home/install.sh"]).options == [
+        "--volume=/w/archive/install.sh:/home/install.sh"
+    ]
+
+
+def test_a_secret_whose_file_is_not_there_is_no_empty_directory() -> None:
+    document = {"services": {"app": {"image": IMAGE, "secrets": ["key"]}}, "secrets": {"key": {"file": "./lost"}}}
+    assert "no such file" in problems_of(document)[0]
+    document["services"]["app"]["secrets"] = [{"source": "key", "mode": 0o400}]
+    assert "not supported" in problems_of(document)[0]
 
 
 @pytest.mark.parametrize(
@@ -421,7 +555,8 @@ def test_a_whole_file_as_people_write_it() -> None:
     db, web = services(read_compose(text), {"PASSWORD": "geheim"}, PLACES)
     assert (db.name, web.name, web.after) == ("db", "web", {"db": "service_healthy"})
     assert db.options == [
-        *("--volume=/var/volumes/data:/var/lib/postgresql/data",),
+        "--volume=/var/volumes/data:/var/lib/postgresql/data",
+        "--volume=/var/volumes/logs:/var/lib/postgresql/data/logs",
         '--health-cmd=["pg_isready"]',
     ]
     assert db.environment == {"POSTGRES_PASSWORD": "geheim"} and db.health == Health()
@@ -453,7 +588,7 @@ def test_every_problem_is_told_with_its_place_and_the_nearest_key() -> None:
         "services.a.ports[2]",
         "services.a.volumes[0]",
         "services.a.volumes[1]",
-        "services.b.environment",
+        "services.b.environment.A",
         "services.b.restart",
         "services.b.depends_on",
     ]
@@ -543,7 +678,9 @@ F=$GIVEN/x
 
 
 def with_files(env: dict[str, str] | None = None, files: dict[str, bytes] | None = None, **service: Any) -> Service:
-    places = Places("/w/archive", "/w/scratch", {}, files or {"a.env": ENV_FILE, "conf/b.env": b"A=of b\n"})
+    places = Places(
+        "/w/archive", "/w/scratch", {}, {**(files or {"a.env": ENV_FILE, "conf/b.env": b"A=of b\n"}), "key.pem": b"k"}
+    )
     document = {"services": {"app": {"image": IMAGE, **service}}, "secrets": {"key": {"file": "key.pem"}}}
     (made,) = services(document, env or {"GIVEN": "g"}, places)
     return made

@@ -100,8 +100,14 @@ def test_a_key_that_is_none_is_told_with_its_place(kind: str, change: dict[str, 
 
 @pytest.mark.parametrize("name", ["UPPER", f"{NAME}:17", f"{NAME}@{DIGEST}", ""])
 def test_a_name_that_is_no_image_or_has_a_tag_is_told(name: str) -> None:
-    ((_, _, found),) = entries({"images": {"rhs": {name: {"publicKey": b64(PUBLIC_PACKET)}}}})
+    ((_, _, found),) = entries({"images": {"cosign": {name: GOOD["cosign"][NAME]}}})
     assert isinstance(found, ImageError) and found.id == "HPL16000E"
+
+
+@pytest.mark.parametrize("more", [":1.2.3", f"@{DIGEST}"])
+def test_a_key_for_simple_signing_may_be_given_by_tag_or_digest(more: str) -> None:
+    ((_, name, found),) = entries({"images": {"rhs": {NAME + more: {"publicKey": b64(PUBLIC_PACKET)}}}})
+    assert name == NAME and not isinstance(found, ImageError) and found.name == NAME
 
 
 @given(st.binary(max_size=300))

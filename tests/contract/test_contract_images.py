@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from casemate.contract.archive import write_archive
 from casemate.contract.errors import ImageError
 from casemate.contract.images import (
+    Reference,
     compose_images,
     interpolate,
     parse_reference,
     pod_images,
     read_compose,
     variables,
+    workload_images,
 )
 
 DIGEST = "sha256:" + "0123456789abcdef" * 4
@@ -88,6 +93,15 @@ def test_a_canonical_reference_is_its_own_canonical_form(text: str) -> None:
         ("$$A", "$A"),
         ("${A}${A}", "aa"),
         ("plain", "plain"),
+        ("$", "$"),
+        ("a$", "a$"),
+        ("$1 $(id) $-", "$1 $(id) $-"),
+        ("${A:+x$A}", "xa"),
+        ("${NONE:-${A}}", "a"),
+        ("${NONE:-x${NONE:-$A}y}z", "xayz"),
+        ("${A:-${NONE}}", "a"),
+        ("${NONE:-{}}", "{}"),
+        ("$$(id)", "$(id)"),
     ],
 )
 def test_variables_are_replaced_as_compose_does(text: str, value: str) -> None:
@@ -95,10 +109,10 @@ def test_variables_are_replaced_as_compose_does(text: str, value: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["$", "a$", "${", "${A", "${A:+$B}", "${A/b/c}", "${!A}", "$1", "${A:-${B}}", "$(id)", "${A:-$B}", "${}"]
+    "text", ["${", "${A", "${A/b/c}", "${!A}", "${}", "${A:-${B}", "${A x}", "${A:-}${", "${NONE:-" * 40 + "}" * 40]
 )
 def test_forms_that_are_not_understood_are_refused(text: str) -> None:
-    with pytest.raises(ImageError, match="not understood"):
+    with pytest.raises(ImageError, match=r"not understood|too deep"):
         interpolate(text, {"A": "a", "B": "b"})
 
 
@@ -154,3 +168,25 @@ def test_every_container_of_a_pod_is_found() -> None:
 def test_a_registry_is_found_in_auths_under_the_names_in_use() -> None:
     assert "https://index.docker.io/v1/" in parse_reference("postgres").auths_keys
     assert parse_reference("r.example.com:5000/a").auths_keys[0] == "r.example.com:5000"
+
+
+def packed(**files: bytes) -> dict[str, Any]:
+    named = {name.replace("_", "."): content for name, content in files.items()}
+    named["compose.yaml"] = named.pop("compose")
+    return {"compose": {"archive": write_archive(named)}}
+
+
+def test_a_file_of_defaults_is_read_as_compose_reads_it() -> None:
+    text = b"services: {db: {image: '$REPO/db@$DIGEST'}}"
+    defaults = f"HOST=r.example.com\nREPO=${{HOST}}/x\nDIGEST={DIGEST}\n".encode()
+    (image,) = workload_images(packed(compose=text, _env=defaults), {}).values()
+    assert isinstance(image, Reference) and image.canonical == f"r.example.com/x/db@{DIGEST}"
+    (image,) = workload_images(packed(compose=text, _env=defaults), {"REPO": "other.example.com"}).values()
+    assert isinstance(image, Reference) and image.registry == "other.example.com"
+    (wrong,) = workload_images(packed(compose=text, _env=b"no line"), {}).values()
+    assert isinstance(wrong, ImageError) and "NAME=value" in wrong.cause
+
+
+def test_a_file_that_would_change_the_compose_file_is_not_passed_over() -> None:
+    (wrong,) = workload_images(packed(compose=b"services: {}", compose_override_yml=b"services: {}"), {}).values()
+    assert isinstance(wrong, ImageError) and "a second compose file" in wrong.cause

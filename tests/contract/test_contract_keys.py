@@ -72,6 +72,8 @@ def test_a_private_key_in_a_public_place_is_refused(small: Pair) -> None:
 def test_values_are_pem_or_base64_of_pem(small: Pair) -> None:
     assert pem_of(small.public.decode()) == small.public
     assert pem_of(base64.encodebytes(small.public)) == small.public
+    line = small.public.replace(b"\n", b"\\n")  # as awk '{printf "%s\\n", $0}' writes it
+    assert pem_of(line) == pem_of(base64.b64encode(line)) == small.public
     for wrong in ("", "hello", base64.b64encode(b"hello").decode(), "x" * 300_000):
         with pytest.raises(KeyFileError):
             pem_of(wrong)

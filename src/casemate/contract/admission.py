@@ -82,7 +82,7 @@ def entries(workload: Mapping[str, Any]) -> Iterator[tuple[tuple[str, ...], str,
             try:
                 reference = parse_reference(name)
                 full = reference.name
-                if reference.tag or reference.digest:
+                if kind != "rhs" and (reference.tag or reference.digest):  # which IBM's form allows for rhs
                     raise ImageError("has a tag or digest", "write registry/path only")
                 yield place, full, _entry(kind, full, _mapping(value))
             except ImageError as error:

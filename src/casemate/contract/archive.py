@@ -25,6 +25,7 @@ from casemate.contract.errors import ArchiveError
 LARGEST_PACKED, LARGEST_UNPACKED, MOST_MEMBERS = 16 << 20, 64 << 20, 4096
 LONGEST_PATH, DEEPEST_PATH, LONGEST_EXTENDED = 512, 16, 8192
 COMPOSE_NAMES = ("docker-compose.yaml", "docker-compose.yml", "compose.yaml", "compose.yml")
+OVERRIDE_NAMES = tuple(f"{stem}.override.{kind}" for stem in ("docker-compose", "compose") for kind in ("yaml", "yml"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +39,8 @@ class Archive:
     def compose(self) -> tuple[str, bytes]:
         """Return name and content of the compose file. Raises :class:`ArchiveError`: none, or more than one."""
         found = [name for name in COMPOSE_NAMES if name in self.files]
+        if more := [name for name in OVERRIDE_NAMES if name in self.files]:
+            raise ArchiveError(f"a second compose file beside: {more[0]}", "write all services into the one")
         if not found:
             raise ArchiveError("no docker-compose.yaml at its top", "pack the directory that holds the compose file")
         if len(found) > 1:

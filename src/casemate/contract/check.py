@@ -32,6 +32,7 @@ from casemate.contract.images import (
     read_compose,
     services_images,
     variables,
+    with_defaults,
 )
 from casemate.contract.keys import WARN_DAYS, first_block, kinds, load_public_key, pem_of, validity
 from casemate.contract.schema import fulfils, schema
@@ -46,9 +47,7 @@ if TYPE_CHECKING:
 Severity = Literal["error", "warning", "note"]
 Section = Mapping[str, Any]
 
-_SYSTEM = re.compile(
-    r"/(proc|sys|dev|run|etc|usr|bin|sbin|lib|lib64|boot|tmp)(/.*)?|/var(/(lib|hyperprotect|log|tmp)(/.*)?)?"
-)
+_SYSTEM = re.compile(r"/(proc|sys|dev)(/.*)?")  # others are names only: a volume lies elsewhere
 
 _NOT_YET = ("uv-secret-id", "grep11")
 _PEM_KINDS = {
@@ -298,7 +297,7 @@ def _mounts(workload: Section) -> Iterator[Problem]:
         place = _place("workload.volumes", [name, "mount"])
         if not isinstance(mount, str):
             continue
-        if _SYSTEM.fullmatch(mount) or mount == "/var/lib":
+        if _SYSTEM.fullmatch(mount):
             yield Problem(place, "is a directory of the system; mount volumes under /mnt or /data", id="HPL07001E")
         if mount in used:
             other = _place("", [used[mount]])
@@ -370,7 +369,7 @@ def _partners(workload: Section, env: Section) -> Iterator[Problem]:
 
 def _containers(workload: Section, env: Section | None) -> Iterator[Problem]:
     """The containers are understood; every image is named by digest, or has a key; the variables are given."""
-    given: dict[str, str] = {**_variables(env or {}), **_variables(workload)}
+    given: Mapping[str, str] = {**_variables(env or {}), **_variables(workload)}
     if env is None:
         given = Open(given)
     trusted = _trusted(workload)
@@ -381,6 +380,7 @@ def _containers(workload: Section, env: Section | None) -> Iterator[Problem]:
         try:
             archive = read_archive(text)
             name, content = archive.compose()
+            given = with_defaults(archive, given)
             place = f"{place}, {name}"
             document = read_compose(content)
         except ContractError as error:
@@ -397,7 +397,10 @@ def _containers(workload: Section, env: Section | None) -> Iterator[Problem]:
         yield from (Problem(f"workload.{place}, {each.where}", each.cause, id="HPL08002E") for each in problems)
         yield from _not_packed(f"workload.{place}", made, archive)
     elif play := _mapping(workload.get("play")):
-        yield from _pods(play, given, mounts, trusted)
+        yield from _pods(play, dict(given) if env is not None else Open(given), mounts, trusted)
+    elif "confidential-containers" in workload:
+        text = "this version starts compose and play workloads only"
+        yield Problem("workload.confidential-containers", text, id="HPL05003E")
 
 
 def _pods(play: Section, given: dict[str, str], mounts: dict[str, str], trusted: _Trust) -> Iterator[Problem]:

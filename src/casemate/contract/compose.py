@@ -6,7 +6,9 @@ What is not understood is refused by name (:mod:`casemate.contract.workload`). V
 contract first. The images are those that ``hpl-image`` has admitted, read from the same text by the same code.
 
 Passed over, since they change nothing inside: ``labels``, ``annotations``, ``logging`` (the contract says where lines go),
-``expose``, ``platform``, ``pull_policy`` (images are pulled anew at each start), ``attach``, ``version``, ``name``, ``x-…``.
+``expose``, ``platform``, ``pull_policy`` (images are pulled anew at each start), ``attach``, ``version``, ``name``, ``x-…``;
+``restart`` of ``depends_on``, ``start_interval`` of ``healthcheck``, ``create_host_path`` of a mount, ``delay`` and ``window`` of
+``deploy.restart_policy``; ``driver: local`` of a volume and ``driver: bridge`` of a network, which are so anyway.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ from __future__ import annotations
 import json
 import posixpath
 import re
+from collections import ChainMap
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -87,6 +90,40 @@ _IGNORED = (
 _RESTART = re.compile(r"no|always|unless-stopped|on-failure(?::(?P<most>[0-9]{1,4}))?")
 _SPAN = r"[0-9]{1,5}(?:-[0-9]{1,5})?"
 _PORT = re.compile(rf"(?:0\.0\.0\.0:)?(?:(?P<host>{_SPAN}):)?(?P<inside>{_SPAN})(?:/(?P<kind>tcp|udp))?")
+_SIZE = r"[0-9]{1,18}(?:\.[0-9]{1,6})? ?[kKmMgGtTpP]?[iI]?[bB]?"
+_COUNT = r"[0-9]{1,10}"
+_CAPABILITIES = (
+    "AUDIT_CONTROL|AUDIT_READ|AUDIT_WRITE|BLOCK_SUSPEND|BPF|CHECKPOINT_RESTORE|CHOWN|DAC_OVERRIDE|"
+    "DAC_READ_SEARCH|FOWNER|FSETID|IPC_LOCK|IPC_OWNER|KILL|LEASE|LINUX_IMMUTABLE|MAC_ADMIN|MAC_OVERRIDE|"
+    "MKNOD|NET_ADMIN|NET_BIND_SERVICE|NET_BROADCAST|NET_RAW|PERFMON|SETFCAP|SETGID|SETPCAP|SETUID|SYSLOG|"
+    "SYS_ADMIN|SYS_BOOT|SYS_CHROOT|SYS_MODULE|SYS_NICE|SYS_PACCT|SYS_PTRACE|SYS_RAWIO|SYS_RESOURCE|"
+    "SYS_TIME|SYS_TTY_CONFIG|WAKE_ALARM|ALL"
+)
+_CAPABILITY = rf"(?i:(?:CAP_)?(?:{_CAPABILITIES}))"
+_SIGNAL = (
+    r"(?i:(?:SIG)?(?:HUP|INT|QUIT|ILL|TRAP|ABRT|BUS|FPE|KILL|USR1|SEGV|USR2|PIPE|ALRM|TERM|STKFLT|CHLD|CONT|STOP|TSTP|TTIN|TTOU|URG"
+    r"|XCPU|XFSZ|VTALRM|PROF|WINCH|IO|PWR|SYS|RTMIN(?:\+[0-9]{1,2})?|RTMAX(?:-[0-9]{1,2})?))|[0-9]{1,2}"
+)
+_FORMS = {
+    "stop_signal": (_SIGNAL, "a signal, as SIGTERM"),
+    **dict.fromkeys(("shm_size", "mem_limit", "mem_reservation"), (_SIZE, "a size, as 64m")),
+    "memswap_limit": (rf"{_SIZE}|-1", "a size, as 64m, or -1"),
+    "cpus": (r"[0-9]{1,4}(?:\.[0-9]{1,6})?|\.[0-9]{1,6}", "a number of processors, as 0.5"),
+    "cpu_shares": (_COUNT, "a whole number"),
+    "cpuset": (r"[0-9]{1,4}(?:-[0-9]{1,4})?(?:,[0-9]{1,4}(?:-[0-9]{1,4})?)*", "processors, as 0-1,3"),
+    "pids_limit": (rf"-1|{_COUNT}", "a whole number, or -1"),
+    "oom_score_adj": (r"-?(?:1000|[0-9]{1,3})", "a number from -1000 to 1000"),
+    "pid": ("host|private", "host or private: containers share no processes with each other"),
+    "ipc": ("host|private|shareable|none", "host, private, shareable or none"),
+    **dict.fromkeys(("cap_add", "cap_drop"), (_CAPABILITY, "a capability of Linux, as NET_ADMIN, or ALL")),
+    "tmpfs": (r"/[^:]*(?::[A-Za-z0-9=,_-]+)?", "an absolute path, and options behind a colon"),
+}
+"""What the engine takes, so that a slip is told with its place, and on the host."""
+_LIMITS = (
+    *("core", "cpu", "data", "fsize", "locks", "memlock", "msgqueue", "nice", "nofile", "nproc", "rss"),
+    *("rtprio", "rttime", "sigpending", "stack"),
+)
+_SYSCTL = r"net\.[A-Za-z0-9_./-]+|fs\.mqueue\.[a-z_]+|kernel\.(?:msgmax|msgmnb|msgmni|sem|shmall|shmmax|shmmni|shm_rmid_forced)"
 _CONDITIONS = ("service_started", "service_healthy", "service_completed_successfully")
 _LINE = re.compile(
     r"""\s*(?:export\s+)?(?P<name>[A-Za-z_][A-Za-z0-9_.-]*)\s*=[ \t]*
@@ -99,7 +136,7 @@ _LINE = re.compile(
 class _File:
     """What a compose file declares beside its services: named volumes; secrets and configs, files of the archive by name."""
 
-    volumes: set[str] = field(default_factory=set)
+    volumes: dict[str, str] = field(default_factory=dict)
     files: dict[str, dict[str, str]] = field(default_factory=lambda: {"secrets": {}, "configs": {}})
 
 
@@ -122,7 +159,7 @@ def translate(document: Mapping[str, Any], env: Mapping[str, str], places: Place
     What is wrong with images is told by :func:`casemate.contract.images.workload_images`, and not here again. Where the
     deployer's variables are not known yet (``env`` is :class:`Open`), what depends on one of them is passed over.
     """
-    file = _declared(document, problems)
+    file = _declared(document, env, problems)
     images = compose_images(document, env)
     made: dict[str, Service] = {}
     for name, raw in document["services"].items():
@@ -132,6 +169,8 @@ def translate(document: Mapping[str, Any], env: Mapping[str, str], places: Place
             made[name] = _service(_Making(Service(name, name, text), raw, file, env, places, problems))
     with problems.caught():
         _apart(made.values())
+    with problems.caught():
+        _one_network(document)
     with problems.caught():
         return Workload(list(ordered(made, "services")))
     return Workload(list(made.values()))
@@ -153,28 +192,63 @@ def _apart(services: Iterable[Service]) -> None:
                         raise WorkloadError(f"services.{each.name}.ports", f"{number} is published twice")
 
 
-def _declared(document: Mapping[str, Any], problems: Problems) -> _File:
+def _one_network(document: Mapping[str, Any]) -> None:
+    """All services are on one network, and it is declared: where they aren't, they could reach each other against the file."""
+    declared = {"default", *mapped(document.get("networks"), "networks")}
+    first: dict[str, str] = {}
+    for service, raw in document["services"].items():
+        if not isinstance(raw, dict) or raw.get("network_mode") is not None:
+            continue
+        given = raw.get("networks") or ["default"]
+        for name in given if isinstance(given, (list, dict)) else ():
+            if not isinstance(name, str) or "$" in name:
+                continue
+            if name not in declared:
+                raise WorkloadError(f"services.{service}.networks", "is not declared under `networks:` of the file")
+            if first and name not in first:
+                other = next(iter(first.values()))
+                raise WorkloadError(
+                    f"services.{service}.networks",
+                    f"is another network than that of {other}: one connects all services; more is not supported",
+                )
+            first.setdefault(name, service)
+
+
+def _declared(document: Mapping[str, Any], env: Mapping[str, str], problems: Problems) -> _File:
     file = _File()
     for key in document:
         if key not in _TOP and not key.startswith("x-"):
             problems.append(not_known("", key, _TOP))
     with problems.caught():
         _networks(document.get("networks"), "networks")
-    with problems.caught():
-        for name, item in mapped(document.get("volumes"), "volumes").items():
-            if not NAME.fullmatch(name) or set(mapped(item, "volumes")) - {
-                "labels"
-            }:  # options could name any directory
-                raise WorkloadError("volumes", "names have letters, digits, _ . - only; options are not supported")
-            file.volumes.add(name)
+    for name, item in mapped(document.get("volumes"), "volumes").items():
+        file.volumes[name] = name
+        with problems.caught():
+            given = _plain_resource(item, f"volumes.{name}", "local")
+            if not NAME.fullmatch(name) or not NAME.fullmatch(given.get("name", name)):
+                raise WorkloadError("volumes", "names have letters, digits, _ . - only")
+            file.volumes[name] = given.get("name", name)
     for kind, files in file.files.items():
         with problems.caught():
             for name, item in mapped(document.get(kind), kind).items():
                 path = only(item, f"{kind}.{name}", ("file", "labels")).get("file")
                 if not isinstance(path, str) or not path or path.startswith("/"):
                     raise WorkloadError(f"{kind}.{name}", "needs `file`, a path in the archive")
+                path = _filled(path, env, f"{kind}.{name}.file")
                 files[name] = path if path.startswith(".") else f"./{path}"
     return file
+
+
+def _plain_resource(value: Any, place: str, driver: str) -> dict[str, str]:
+    """Return what a volume or network says of itself, which is nothing but its name: options could name any directory."""
+    given = {key: item for key, item in mapped(value, place).items() if item not in (None, {}, [])}
+    given.pop("labels", None)
+    if given.pop("driver", driver) not in (driver, "default") or given.pop("external", False) not in (False, "false"):
+        raise WorkloadError(place, f"must be of this workload only, and of the driver {driver}")
+    only(given, place, ("name",))
+    if not isinstance(given.get("name", ""), str):
+        raise WorkloadError(f"{place}.name", "must be text")
+    return given
 
 
 def _service(making: _Making) -> Service:
@@ -183,7 +257,7 @@ def _service(making: _Making) -> Service:
     with problems.caught():
         if not NAME.fullmatch(made.name):
             raise WorkloadError("services", "the name of a service has letters, digits, _ . - only, at most 64")
-        container = raw.get("container_name", made.name)
+        container = _filled(raw.get("container_name", made.name), making.env, f"{where}.container_name")
         if not isinstance(container, str) or not NAME.fullmatch(container):
             raise WorkloadError(f"{where}.container_name", "letters, digits, _ . - only, at most 64")
         made.container = container
@@ -196,8 +270,10 @@ def _service(making: _Making) -> Service:
         with problems.caught():
             if key not in _HANDLERS:
                 raise not_known(where, key, (*_HANDLERS, *_IGNORED))
-            filled = _filled(value, making.env, f"{where}.{key}")
-            _HANDLERS[key](making, filled, f"{where}.{key}")
+            env = {"PWD": ".", **making.env} if key == "volumes" and not isinstance(making.env, Open) else making.env
+            filled = _filled(value, env, f"{where}.{key}")
+            with problems.caught():
+                _HANDLERS[key](making, filled, f"{where}.{key}")
             if isinstance(making.env, Open) and OPEN in repr(filled):
                 del problems[before:]  # what is wrong may be only that a value isn't there yet
     made.command += making.command  # what follows the entry point, whichever stands first in the file
@@ -214,7 +290,7 @@ def _filled(value: Any, env: Mapping[str, str], place: str) -> Any:
     if isinstance(value, list):
         return [_filled(item, env, place) for item in value]
     if isinstance(value, dict):
-        return {key: _filled(item, env, place) for key, item in value.items()}
+        return {key: _filled(item, env, f"{place}.{key}"[:200]) for key, item in value.items()}
     return value
 
 
@@ -255,6 +331,7 @@ def read_env_file(content: bytes, env: Mapping[str, str], place: str) -> dict[st
         lines = content.decode("utf-8").splitlines()
     except UnicodeDecodeError:
         raise WorkloadError(place, "is not UTF-8") from None
+    known = env if isinstance(env, Open) else ChainMap(dict(env), found)  # lines above may be referred to
     for number, line in enumerate(lines, 1):
         if not line.strip() or line.lstrip().startswith("#"):
             continue
@@ -265,7 +342,7 @@ def read_env_file(content: bytes, env: Mapping[str, str], place: str) -> dict[st
             found[match["name"]] = match["literal"]
             continue
         text = match["bare"] if match["quoted"] is None else re.sub(r"\\(.)", _escaped, match["quoted"])
-        found[match["name"]] = _filled(text, env, f"{place}, line {number}")
+        found[match["name"]] = _filled(text, known, f"{place}, line {number}")
     return found
 
 
@@ -296,8 +373,18 @@ def pairs(value: Any, place: str, env: Mapping[str, str] | None = None) -> dict[
 # ------------------------------------------------------------------------------------------------- the rest, key by key
 
 
+def _formed(key: str, value: Any, place: str) -> str:
+    """Return a value as text that the engine takes."""
+    text = plain(value, place)
+    form, must = _FORMS.get(key, (r"[^\0]*", ""))
+    if not re.fullmatch(form, text, re.DOTALL):
+        raise WorkloadError(place, f"must be {must}")
+    return text
+
+
 def _text(making: _Making, value: Any, place: str) -> None:
-    making.made.options.append(f"{_TEXT[place.rpartition('.')[2]]}={plain(value, place)}")
+    key = place.rpartition(".")[2]
+    making.made.options.append(f"{_TEXT[key]}={_formed(key, value, place)}")
 
 
 def _flags(making: _Making, value: Any, place: str) -> None:
@@ -305,16 +392,33 @@ def _flags(making: _Making, value: Any, place: str) -> None:
 
 
 def _lists(making: _Making, value: Any, place: str) -> None:
-    option = _LISTS[place.rpartition(".")[2]]
+    key = place.rpartition(".")[2]
     items = [value] if isinstance(value, str) else listed(value, place)
-    making.made.options += [f"{option}={plain(item, place)}" for item in items]
+    for item in items:
+        if key == "dns":
+            _require_address(item, place)
+        making.made.options.append(f"{_LISTS[key]}={_formed(key, item, place)}")
+
+
+def _require_address(value: Any, place: str) -> None:
+    import ipaddress
+
+    try:
+        ipaddress.ip_address(value if isinstance(value, str) else "")
+    except ValueError:
+        raise WorkloadError(place, "must be an IP address") from None
 
 
 def _command(making: _Making, value: Any, place: str) -> None:
+    if value in ([], "") and making.raw.get("entrypoint") is not None:
+        return  # with an entry point of the file's, the image's command is not taken anyway
     making.command = words(value, place)
 
 
 def _entrypoint(making: _Making, value: Any, place: str) -> None:
+    if value in ([], ""):  # the image's is not taken
+        making.made.options.append("--entrypoint=")
+        return
     first, *making.made.command = words(value, place)
     making.made.options.append(f"--entrypoint={first}")
 
@@ -366,7 +470,8 @@ def _volume(making: _Making, value: Any, place: str) -> None:
             return
         if kind not in ("bind", "volume") or "tmpfs" in value:
             raise WorkloadError(place, "type must be bind, volume or tmpfs")
-        only(value.get("bind"), f"{place}.bind", ("create_host_path", "selinux"))
+        bind = only(value.get("bind"), f"{place}.bind", ("create_host_path", "selinux"))
+        flag(bind.get("create_host_path", True), f"{place}.bind.create_host_path")
         only(value.get("volume"), f"{place}.volume", ("nocopy",))
         if kind == "bind" and not source.startswith((".", "/")):
             source = f"./{source}"
@@ -380,7 +485,7 @@ def _volume(making: _Making, value: Any, place: str) -> None:
     if source.startswith((".", "/")):
         mount(made, source, target, read_only, place, making.places)
     elif source in making.file.volumes and NAME.fullmatch(source):
-        made.options.append(volume(source, target, read_only, place))
+        made.options.append(volume(making.file.volumes[source], target, read_only, place))
     else:
         raise WorkloadError(place, "the volume is not declared under `volumes:` of the compose file")
 
@@ -403,10 +508,15 @@ def _files(making: _Making, value: Any, place: str) -> None:
         name = plain(entry.get("source"), place)
         if name not in making.file.files[kind]:
             raise WorkloadError(place, f"is not declared under `{kind}:` of the compose file")
+        if entry.keys() & {"uid", "gid", "mode"}:
+            raise WorkloadError(place, "uid, gid and mode are not supported: files have those of the archive")
+        path = making.file.files[kind][name]
+        if posixpath.normpath(path) not in making.places.files and OPEN not in path:
+            raise WorkloadError(place, "the archive has no such file")
         target = plain(entry.get("target", name), place)
         if not target.startswith("/"):
             target = f"/run/secrets/{target}" if kind == "secrets" else f"/{target}"
-        mount(making.made, making.file.files[kind][name], target, True, place, making.places)
+        mount(making.made, path, target, True, place, making.places)
 
 
 def _service_networks(making: _Making, value: Any, place: str) -> None:
@@ -428,11 +538,15 @@ def _aliases(making: _Making, item: Any, place: str) -> None:
 def _networks(value: Any, place: str) -> None:
     """One network connects all services: two of them, or one with options, would be another isolation than written."""
     found = mapped(value, place)
-    if len(found) > 1 or any(set(mapped(item, place)) - {"name", "labels"} for item in found.values()):
+    if len(found) > 1:
         raise WorkloadError(place, "one network without options connects all services; more is not supported")
+    for name, item in found.items():
+        _plain_resource(item, f"{place}.{name}", "bridge")
 
 
 def _network_mode(making: _Making, value: Any, place: str) -> None:
+    if making.raw.get("networks"):
+        raise WorkloadError(place, "stands beside networks: give one of both")
     if value == "none":
         making.made.options.append("--network=none")
     elif value not in ("bridge", "default"):
@@ -461,19 +575,26 @@ def _restart(making: _Making, value: Any, place: str) -> None:
 
 
 def _sysctls(making: _Making, value: Any, place: str) -> None:
-    making.made.options += [f"--sysctl={key}={item}" for key, item in pairs(value, place).items()]
+    for key, item in pairs(value, place).items():
+        if not re.fullmatch(_SYSCTL, key):
+            raise WorkloadError(place, "only those of a container's own network and IPC can be set")
+        making.made.options.append(f"--sysctl={key}={item}")
 
 
 def _hosts(making: _Making, value: Any, place: str) -> None:
     if isinstance(value, dict):
         value = [f"{name}:{plain(item, place)}" for name, item in value.items()]
-    making.made.options += [
-        f"--add-host={re.sub('=', ':', plain(item, place), count=1)}" for item in listed(value, place)
-    ]
+    for item in listed(value, place):
+        name, _, address = re.sub("=", ":", plain(item, place), count=1).partition(":")
+        if address == "host-gateway":
+            raise WorkloadError(place, "host-gateway is not supported: reach a service by its name")
+        address = address.strip("[]")
+        _require_address(address, place)
+        making.made.options.append(f"--add-host={name}:{address}")
 
 
 def _ulimits(making: _Making, value: Any, place: str) -> None:
-    for name, limit in mapped(value, place).items():
+    for name, limit in only(value, place, _LIMITS).items():
         if isinstance(limit, dict):
             only(limit, f"{place}.{name}", ("soft", "hard"))
             text = f"{whole(limit.get('soft'), place, -1)}:{whole(limit.get('hard'), place, -1)}"
@@ -502,9 +623,13 @@ def _deploy(making: _Making, value: Any, place: str) -> None:
     limits = only(resources.get("limits"), f"{inside}.limits", ("cpus", "memory", "pids"))
     for key, option in (("cpus", "--cpus"), ("memory", "--memory"), ("pids", "--pids-limit")):
         if key in limits:
-            making.made.options.append(f"{option}={plain(limits[key], f'{inside}.limits.{key}')}")
+            form = {"cpus": "cpus", "memory": "mem_limit", "pids": "pids_limit"}[key]
+            making.made.options.append(f"{option}={_formed(form, limits[key], f'{inside}.limits.{key}')}")
     only(resources.get("reservations"), f"{inside}.reservations", ("cpus", "memory"))  # one machine: nothing to reserve
-    policy = only(deploy.get("restart_policy"), f"{place}.restart_policy", ("condition", "max_attempts"))
+    known = ("condition", "max_attempts", "delay", "window")  # the last two: of a swarm only
+    policy = only(deploy.get("restart_policy"), f"{place}.restart_policy", known)
+    for key in policy.keys() & {"delay", "window"}:
+        seconds(policy[key], f"{place}.restart_policy.{key}")
     if policy and "restart" not in making.raw:
         kinds = {"none": "never", "on-failure": "failure", "any": "always"}
         condition = policy.get("condition", "any")
@@ -527,19 +652,20 @@ def _health(making: _Making, value: Any, place: str) -> None:
     elif isinstance(test, list) and len(test) == 2 and test[0] == "CMD-SHELL":
         command = plain(test[1], place)
     elif isinstance(test, str) and test:
-        command = test
+        command = plain(test, place)
     else:
         raise WorkloadError(f"{place}.test", "write a line, or a list that begins with CMD, CMD-SHELL or NONE")
 
     def time(key: str, default: float) -> float:
-        return seconds(given[key], f"{place}.{key}") if given.get(key) is not None else default
+        said = seconds(given[key], f"{place}.{key}") if given.get(key) is not None else 0.0
+        return said or default  # 0 is the engine's word for its default
 
     making.made.options.append(f"--health-cmd={command}")
     making.made.health = Health(
         time("interval", 30.0),
         time("timeout", 30.0),
         time("start_period", 0.0),
-        whole(given.get("retries", 3), f"{place}.retries", 1, 1000),
+        whole(given.get("retries", 3), f"{place}.retries", 0, 1000) or 3,
     )
 
 

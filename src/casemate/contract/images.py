@@ -5,18 +5,20 @@
 
 Of compose's interpolation these forms are understood, as its specification has them: ``$VAR``, ``${VAR}``,
 ``${VAR:-default}``, ``${VAR-default}``, ``${VAR:+text}``, ``${VAR+text}``, ``${VAR:?text}``, ``${VAR?text}``, and ``$$`` for a
-dollar. Anything else
-after a dollar, nested forms included, is an error: a guess here would admit an image that nobody named.
+dollar; a default or text may have variables again. A dollar before anything else stands for itself (``$(date)``, ``$5``). Another
+form in braces, and a variable that nobody gives, is an error: a guess here would admit an image that nobody named. No error
+quotes a name: what follows a dollar may be the rest of a password.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from casemate.contract.archive import read_archive
+from casemate.contract.archive import Archive, read_archive
 from casemate.contract.document import parse
 from casemate.contract.errors import ContractError, DocumentError, ImageError, printable
 
@@ -33,10 +35,9 @@ _TAG, _DIGEST = r"\w[\w.-]{0,127}", r"sha256:[0-9a-f]{64}"
 _REFERENCE = re.compile(
     rf"(?:(?P<host>{_HOST})/)?(?P<path>{_PATH}(?:/{_PATH})*)(?::(?P<tag>{_TAG}))?(?:@(?P<digest>{_DIGEST}))?", re.ASCII
 )
-_VARIABLE = re.compile(
-    r"\$(?:(?P<dollar>\$)|(?P<name>[A-Za-z_][A-Za-z0-9_]*)"
-    r"|\{(?P<braced>[A-Za-z_][A-Za-z0-9_]*)(?:(?P<how>:?[-+?])(?P<rest>[^${}]*))?\})"
-)
+_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_BRACED = re.compile(rf"\{{(?P<name>{_NAME.pattern})(?P<how>:?[-+?])?")
+_DEEPEST = 16
 
 OPEN = "given-by-env.invalid"
 
@@ -96,40 +97,78 @@ def parse_reference(text: str) -> Reference:
     return Reference(host, path, match["tag"], match["digest"])
 
 
-def interpolate(text: str, env: Mapping[str, str]) -> str:
+@dataclass(frozen=True, slots=True)
+class _Use:
+    """A variable where it stands: its name, the operator (``:-``, ``+`` …) and the text behind that."""
+
+    name: str
+    how: str = ""
+    rest: str = ""
+
+
+def interpolate(text: str, env: Mapping[str, str], depth: int = 0) -> str:
     """Replace the variables of a compose file's value. Raises :class:`ImageError`: unset, or a form not understood."""
-    parts, position = [], 0
-    while (dollar := text.find("$", position)) >= 0:
-        match = _VARIABLE.match(text, dollar)
-        if not match:
-            raise ImageError(
-                "a variable in a form that is not understood", "use $VAR, ${VAR}, ${VAR:-default}, ${VAR:?text} or $$"
-            )
-        parts += [text[position:dollar], "$" if match["dollar"] else _value(match, env)]
-        position = match.end()
-    return "".join(parts) + text[position:]
+    if depth > _DEEPEST:
+        raise ImageError("variables in defaults of variables, too deep", f"at most {_DEEPEST} levels")
+    return "".join(part if isinstance(part, str) else _value(part, env, depth) for part in _parts(text))
 
 
 def variables(text: str) -> dict[str, bool]:
     """The names that a text's ``$VAR`` and ``${VAR}`` refer to; true for those that have no default."""
     names: dict[str, bool] = {}
-    for match in _VARIABLE.finditer(text):
-        if name := match["name"] or match["braced"]:
-            names[name] = names.get(name, False) or not (match["how"] or "").endswith(("-", "+"))
+    with suppress(ImageError):  # a form that is not understood is told of where its value is needed
+        for part in _parts(text):
+            if isinstance(part, _Use):
+                names[part.name] = names.get(part.name, False) or not part.how.endswith(("-", "+"))
     return names
 
 
-def _value(match: re.Match[str], env: Mapping[str, str]) -> str:
-    name, how = match["name"] or match["braced"], match["how"] or ""
-    value = env.get(name)
-    is_set = value is not None and not (how.startswith(":") and value == "")
-    if how.endswith("+"):
-        return match["rest"] if is_set else ""
+def _parts(text: str) -> Iterator[str | _Use]:
+    position = 0
+    while (dollar := text.find("$", position)) >= 0:
+        yield text[position:dollar]
+        start = dollar + 1
+        if match := _NAME.match(text, start):
+            yield _Use(match[0])
+            position = match.end()
+        elif text.startswith("{", start):
+            use, position = _braced(text, start)
+            yield use
+        else:
+            yield "$"
+            position = start + text.startswith("$", start)
+    yield text[position:]
+
+
+def _braced(text: str, start: int) -> tuple[_Use, int]:
+    """Return what stands in braces, and the place behind them; a brace that a variable inside opens is closed before."""
+    if match := _BRACED.match(text, start):
+        depth = 1
+        for each in re.finditer(r"\$\{|\}", text[match.end() :]):
+            depth += 1 if each[0] == "${" else -1
+            if depth == 0:
+                rest = text[match.end() : match.end() + each.start()]
+                if rest and not match["how"]:
+                    break
+                return _Use(match["name"], match["how"] or "", rest), match.end() + each.end()
+    raise ImageError(
+        "a variable in a form that is not understood",
+        "use $VAR, ${VAR}, ${VAR:-default}, ${VAR:?text}, $$ for a dollar",
+    )
+
+
+def _value(use: _Use, env: Mapping[str, str], depth: int) -> str:
+    value = env.get(use.name)
+    is_set = value is not None and not (use.how.startswith(":") and value == "")
+    if use.how.endswith("+"):
+        return interpolate(use.rest, env, depth + 1) if is_set else ""
     if value is not None and is_set:
         return value
-    if how.endswith("-"):
-        return match["rest"]
-    raise ImageError(f"the variable {name} is not set", "give it under env of either section")
+    if use.how.endswith("-"):
+        return interpolate(use.rest, env, depth + 1)
+    raise ImageError(
+        "a variable in it is not set; a dollar of the text itself is written $$", "give it under env of either section"
+    )
 
 
 def read_compose(data: bytes) -> dict[str, Any]:
@@ -183,12 +222,24 @@ def workload_images(workload: Mapping[str, Any], env: Mapping[str, str]) -> dict
         return {**errors, **play_images(manifests)}
     where = "compose.archive"
     try:
-        name, text = read_archive(str(compose.get("archive"))).compose()
+        archive = read_archive(str(compose.get("archive")))
+        name, text = archive.compose()
+        env = with_defaults(archive, env)
         where = f"compose.archive, {name}"
         return services_images(where, read_compose(text), env)
     except ContractError as error:
         place = ", ".join(filter(None, (where, error.where)))
         return {place: ImageError(error.cause, error.cure, place)}
+
+
+def with_defaults(archive: Archive, env: Mapping[str, str]) -> Mapping[str, str]:
+    """Return the variables of the contract, and beneath them those of the archive's ``.env``, as compose reads it."""
+    if ".env" not in archive.files:
+        return env
+    from casemate.contract.compose import read_env_file
+
+    found = read_env_file(archive.files[".env"], env, ".env") | dict(env)
+    return Open(found) if isinstance(env, Open) else found
 
 
 def services_images(

@@ -37,6 +37,8 @@ def pem_of(text: str | bytes) -> bytes:
             data = base64.b64decode(b"".join(data.split()), validate=True)
         except (binascii.Error, ValueError):
             data = b""
+    if not _PEM.search(data):  # one line, its breaks written as \n: so it comes from the usual recipe with awk
+        data = data.replace(b"\\r", b"").replace(b"\\n", b"\n")
     if not _PEM.search(data):
         raise KeyFileError("neither PEM nor base64 of PEM", "give the text between -----BEGIN … and -----END …")
     return data

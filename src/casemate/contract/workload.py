@@ -5,9 +5,10 @@ everything that the machine would refuse. Whatever is not understood is refused 
 than its author wrote down is worse than one that doesn't start.
 
 Mounts: ``./path`` is a file of the archive, or, where it has none of this name, an empty directory beside its files; a path at
-or below a volume's mount point is that volume; ``/var/hyperprotect`` is the public record, read-only, and below it ``tools``
-the guest's root as it is in the public archive, read-only; every other absolute path is a directory on the encrypted root that
-is made empty for the workload. No other path of the guest can be reached.
+or below a volume's mount point is that volume, and volumes whose mount points lie below a path are mounted with it;
+``/var/hyperprotect`` is the public record, read-only, and below it ``tools`` the guest's root as it is in the public archive,
+read-only; every other absolute path is a directory on the encrypted root that is made empty for the workload. No other path of
+the guest can be reached.
 """
 
 from __future__ import annotations
@@ -44,9 +45,8 @@ class Restart:
 
     def again(self, code: int, times: int) -> bool:
         """Whether it does, after an end with ``code`` when it was started anew ``times`` already."""
-        if self.when == "always":
-            return True
-        return self.when == "failure" and code != 0 and (self.most is None or times < self.most)
+        wanted = self.when == "always" or (self.when == "failure" and code != 0)
+        return wanted and (self.most is None or times < self.most)
 
 
 @dataclass(frozen=True, slots=True)
@@ -236,8 +236,20 @@ def variables(found: Mapping[str, str], place: str) -> dict[str, str]:
 def mount(made: Service, source: str, target: str, read_only: bool, place: str, places: Places) -> None:
     """Give a path to a container, under the rules of this module. ``source`` begins with ``.`` or ``/``."""
     host, fixed = _source(made, source, place, places)
+    _give(made, host, target, read_only or fixed, place)
+    above = "/" + posixpath.normpath(source).lstrip("/") if source.startswith("/") else ""
+    for point, directory in places.volumes.items():  # a bind mount has what is mounted below it
+        if above and point.startswith(f"{above}/"):
+            below = point[len(above) :]
+            made.directories.append(host + below)  # what it is mounted on
+            _give(made, directory, posixpath.normpath(target) + below, read_only, place)
+
+
+def _give(made: Service, host: str, target: str, read_only: bool, place: str) -> None:
     made.mounts.append(host)
-    made.options.append(volume(host, target, read_only or fixed, place))
+    option = volume(host, target, read_only, place)
+    if option not in made.options:
+        made.options.append(option)
 
 
 def volume(source: str, target: str, read_only: bool, place: str) -> str:
@@ -256,14 +268,14 @@ def _source(made: Service, source: str, place: str, places: Places) -> tuple[str
         made.directories.append(path)
         return path, False
     path = "/" + posixpath.normpath(source).lstrip("/")
-    if path == "/var/hyperprotect" or path.startswith("/var/hyperprotect/"):
-        return path, True
     for point, directory in sorted(places.volumes.items(), key=lambda item: -len(item[0])):  # the innermost first
         if path == point or path.startswith(f"{point}/"):
             inside = directory + path[len(point) :]
             if path != point:
                 made.directories.append(inside)
             return inside, False
+    if path == "/var/hyperprotect" or path.startswith("/var/hyperprotect/"):
+        return path, True
     if _SYSTEM.match(path):
         raise WorkloadError(place, "a directory of the system can't be mounted")
     made.directories.append(places.scratch + path)
@@ -276,9 +288,14 @@ def ordered(services: Mapping[str, Service], place: str) -> Iterator[Service]:
         if lost := each.after.keys() - services.keys():
             raise WorkloadError(f"{place}.{each.name}.depends_on", f"no service {', '.join(sorted(lost))}")
         for name, condition in each.after.items():
-            if condition == "service_completed_successfully" and services[name].restart.when == "always":
+            policy = services[name].restart
+            if condition == "service_completed_successfully" and policy.when == "always" and policy.most is None:
                 cause = f"{name} is never complete, since it always starts again"
                 raise WorkloadError(f"{place}.{each.name}.depends_on", cause)
+            if condition == "service_healthy" and "--no-healthcheck" in services[name].options:
+                raise WorkloadError(
+                    f"{place}.{each.name}.depends_on", f"{name} is never healthy: its check is switched off"
+                )
     done: set[str] = set()
     waiting = dict(services)
     while waiting:

@@ -134,11 +134,12 @@ def understood(section: Mapping[str, Any], environment: Mapping[str, str]) -> tu
     try:
         if "compose" in section:
             from casemate.contract import compose
-            from casemate.contract.images import read_compose
+            from casemate.contract.images import read_compose, with_defaults
 
             archive = read_archive(section["compose"]["archive"])
             _, text = archive.compose()
             places = Places(str(ARCHIVE), str(SCRATCH), mounts, archive.files)
+            environment = with_defaults(archive, environment)
             workload = compose.translate(read_compose(text), environment, places, problems)
         else:
             from casemate.contract import play
