@@ -1,4 +1,4 @@
-"""Writes ``docs/messages.md`` from ``docs/messages.tsv``; with ``--check`` says whether it is up to date.
+"""Writes ``docs/messages.md`` from ``messages.tsv`` and ``messages-unused.tsv``; with ``--check`` says whether it is up to date.
 
 tools/messages.py [--check]
 """
@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
-TABLE, PAGE = DOCS / "messages.tsv", DOCS / "messages.md"
+TABLE, UNUSED, PAGE = DOCS / "messages.tsv", DOCS / "messages-unused.tsv", DOCS / "messages.md"
 COLUMNS = ["id", "name", "origin", "cause", "cure"]
 COMPONENTS = {
     **{"01": "Logging", "02": "Disks", "05": "Contract", "06": "Images", "07": "Volumes", "08": "Containers"},
@@ -33,17 +33,27 @@ Most are those of IBM Hyper Protect, so that what people and programs know goes 
 additions of Casemate. An error stops the machine, except where it says otherwise; the first error on the console is the
 reason. `casemate machine logs` shows the console. No message holds a secret.
 
-This page is written by `tools/messages.py` from `messages.tsv`.
+Those that only IBM's documentation has stand [at the end](#of-the-original-never-said-here).
+
+This page is written by `tools/messages.py` from `messages.tsv` and `messages-unused.tsv`.
+"""
+FOOT = """
+## Of the original, never said here
+
+IBM documents these identifiers too. A machine of Casemate never says them; what it does in their place:
+
+| Identifier | Why |
+| --- | --- |
 """
 
 
-def rows() -> list[dict[str, str]]:
-    """Return the table."""
-    with TABLE.open(encoding="utf-8", newline="") as file:
+def rows(table: Path, columns: list[str]) -> list[dict[str, str]]:
+    """Return a table."""
+    with table.open(encoding="utf-8", newline="") as file:
         reader = csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE)
         found = list(reader)
-    if reader.fieldnames != COLUMNS or any(None in row.values() or None in row for row in found):
-        raise SystemExit(f"{TABLE}: a line does not have the columns {', '.join(COLUMNS)}")
+    if reader.fieldnames != columns or any(None in row.values() or None in row for row in found):
+        raise SystemExit(f"{table}: a line does not have the columns {', '.join(columns)}")
     return found
 
 
@@ -51,7 +61,7 @@ def page() -> str:
     """Return the page."""
     parts = [HEAD]
     component = ""
-    for row in rows():
+    for row in rows(TABLE, COLUMNS):
         if (digits := row["id"][3:5]) != component:
             component = digits
             parts.append(
@@ -62,6 +72,8 @@ def page() -> str:
         parts.append(
             f'| <a id="{row["id"].lower()}"></a>`{row["id"]}` | {name}{mark} | {row["cause"]}. | {row["cure"]}. |\n'
         )
+    parts.append(FOOT)
+    parts += [f"| `{row['id']}` | {row['reason']}. |\n" for row in rows(UNUSED, ["id", "reason"])]
     return "".join(parts)
 
 
@@ -70,7 +82,7 @@ def main() -> int:
     if "--check" in sys.argv:
         if PAGE.is_file() and PAGE.read_text("utf-8") == page():
             return 0
-        print(f"{PAGE} is not what {TABLE.name} makes: run tools/messages.py", file=sys.stderr)
+        print(f"{PAGE} is not what {TABLE.name} and {UNUSED.name} make: run tools/messages.py", file=sys.stderr)
         return 1
     PAGE.write_text(page(), encoding="utf-8")
     return 0

@@ -1,4 +1,5 @@
-"""The identifiers that a machine can say: those in the code, in the table, and on the page are the same."""
+"""The identifiers that a machine can say: those in the code, in the table, and on the page are the same. Those of the original
+that it can't say have a table of their own."""
 
 from __future__ import annotations
 
@@ -21,6 +22,14 @@ def table() -> dict[str, dict[str, str]]:
         rows = list(csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE))
     assert [row["id"] for row in rows] == sorted({row["id"] for row in rows}, key=lambda id: (id[3:8], id[8]))
     return {row["id"]: row for row in rows}
+
+
+def unused() -> dict[str, str]:
+    lines = (ROOT / "docs/messages-unused.tsv").read_text("utf-8").splitlines()
+    assert lines[0] == "id\treason"
+    rows = [line.split("\t") for line in lines[1:]]
+    assert [row[0] for row in rows] == sorted({row[0] for row in rows}, key=lambda id: (id[3:8], id[8]))
+    return {id: reason for id, reason in rows}
 
 
 def original() -> dict[str, str]:
@@ -51,6 +60,14 @@ def test_original_identifiers_keep_their_meaning_and_ours_take_none_of_theirs() 
             assert row["name"] == theirs[id]
 
 
+def test_every_original_identifier_is_said_or_has_a_reason_why_not() -> None:
+    theirs, never = original(), unused()
+    assert never.keys() == theirs.keys() - table().keys()
+    for reason in never.values():
+        assert len(reason) > 20 and not reason.endswith(".") and "|" not in reason
+        assert set(IDENTIFIER.findall(reason)) <= table().keys()
+
+
 def test_every_message_has_a_cause_and_a_cure() -> None:
     for row in table().values():
         assert re.fullmatch("[A-Z][A-Z_]+", row["name"])
@@ -63,7 +80,7 @@ def test_every_message_has_a_cause_and_a_cure() -> None:
 def test_the_page_is_made_of_the_table() -> None:
     subprocess.run([sys.executable, ROOT / "tools/messages.py", "--check"], check=True)
     page = (ROOT / "docs/messages.md").read_text("utf-8")
-    assert set(IDENTIFIER.findall(page)) >= set(table())
+    assert set(IDENTIFIER.findall(page)) == {*table(), *unused()}
 
 
 def test_no_identifier_is_put_together_where_it_would_not_be_found() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import datetime
+import gzip
 import json
 import os
 import subprocess
@@ -12,7 +13,7 @@ from typing import Any
 
 import pytest
 import yaml
-from contract_kit import Encoding, Pair
+from contract_kit import Encoding, Pair, tar
 from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, generate_private_key
 from cryptography.hazmat.primitives.serialization import NoEncryption, PrivateFormat
 from hypothesis import HealthCheck, given, settings
@@ -42,6 +43,10 @@ Section = dict[str, Any]
 
 def archive(text: str = COMPOSE) -> str:
     return write_archive({"docker-compose.yaml": text.encode()})
+
+
+def gzipped(data: bytes) -> str:
+    return base64.b64encode(gzip.compress(data)).decode()
 
 
 def workload(**changed: Any) -> Section:
@@ -173,6 +178,10 @@ def test_the_sections_that_are_passed_on_are_not_changed_by_what_is_shown(pair: 
         ({"volumes": {"data": {}}}, "HPL07001E"),
         ({"volumes": {"Data": {"seed": "MARKseedworkload"}}}, "HPL07015E"),
         ({"compose": {"archive": "AAAA"}}, "HPL06006E"),
+        ({"compose": {"archive": gzipped(b"no tar" * 200)}}, "HPL06007E"),
+        ({"compose": {"archive": gzipped(tar(("a", b"x" * 9000))[:5000])}}, "HPL06007E"),
+        ({"compose": {"archive": write_archive({"a/docker-compose.yaml": b"services: {}\n"})}}, "HPL06008E"),
+        ({"compose": {"archive": archive("a: [")}}, "HPL06009E"),
         ({"compose": {"archive": archive("services: {db: {image: 'db:latest'}}\n")}}, "HPL06010E"),
         ({"nonsense": 1, "compos": {}}, "HPL05001E"),
     ],

@@ -699,6 +699,8 @@ def test_a_key_that_is_revoked_stops_the_running_machine_and_one_that_is_away_do
 ) -> None:
     disk, key = made
     before = Path(disk.path).read_bytes()
+    said = checked(capfd)
+    assert "HPL18003I: The keys of data are checked" in said and said.count("HPL") == 1
     assert checked(capfd) == ""
     keys.answers.append(status(503))
     assert "HPL18001W: volume data: its key can't be checked" in checked(capfd)
@@ -742,7 +744,7 @@ def test_one_key_of_many_volumes_is_asked_once_and_slow_services_take_no_more_th
     world.disk("a"), world.disk("b")
     world.start([keys.entry(key)], names=("first", "second"))
     keys.requests.clear()
-    assert checked(capfd) == ""
+    assert "HPL18003I: The keys of first, second" in checked(capfd)
     assert [request.split()[0] for request in keys.requests] == ["POST", "GET"]
     monkeypatch.setattr(keycheck, "BUDGET", -1.0)
     assert checked(capfd).count("HPL18001W") == 2

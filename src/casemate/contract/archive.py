@@ -20,7 +20,7 @@ import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from casemate.contract.errors import ArchiveError
+from casemate.contract.errors import ArchiveError, NoComposeError, TarError
 
 LARGEST_PACKED, LARGEST_UNPACKED, MOST_MEMBERS = 16 << 20, 64 << 20, 4096
 LONGEST_PATH, DEEPEST_PATH, LONGEST_EXTENDED = 512, 16, 8192
@@ -42,7 +42,7 @@ class Archive:
         if more := [name for name in OVERRIDE_NAMES if name in self.files]:
             raise ArchiveError(f"a second compose file beside: {more[0]}", "write all services into the one")
         if not found:
-            raise ArchiveError("no docker-compose.yaml at its top", "pack the directory that holds the compose file")
+            raise NoComposeError("no docker-compose.yaml at its top", "pack the directory that holds the compose file")
         if len(found) > 1:
             raise ArchiveError(f"several compose files: {', '.join(found)}", "leave one")
         return found[0], self.files[found[0]]
@@ -74,7 +74,7 @@ def read_archive(text: str) -> Archive:
                 content = tar.extractfile(member)
                 files[path] = content.read() if content else b""
                 if len(files[path]) != member.size:
-                    raise ArchiveError("is cut short", where=_shown(path))
+                    raise TarError("is cut short", where=_shown(path))
                 if member.mode & 0o100:
                     executable.add(path)
     except (tarfile.TarError, EOFError, ValueError, OverflowError, UnicodeError, RecursionError):
@@ -157,8 +157,8 @@ def _count_members(data: bytes) -> int:
     return count
 
 
-def _damaged() -> ArchiveError:
-    return ArchiveError("the tar inside is damaged", "make it with `casemate contract archive DIR`")
+def _damaged() -> TarError:
+    return TarError("the tar inside is damaged", "make it with `casemate contract archive DIR`")
 
 
 def _safe_path(member: tarfile.TarInfo) -> str:

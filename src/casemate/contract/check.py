@@ -385,7 +385,7 @@ def _containers(workload: Section, env: Section | None) -> Iterator[Problem]:
             document = read_compose(content)
         except ContractError as error:
             where = ", ".join(filter(None, (f"workload.{place}", error.where)))
-            yield Problem(where, _sentence(error), id="HPL06006E")
+            yield Problem(where, _sentence(error), id=getattr(error, "message", "HPL06009E"))
             return
         yield from _needed(f"workload.{place}", document, given)
         yield from _images(services_images(place, document, given), trusted)

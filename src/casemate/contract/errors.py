@@ -30,9 +30,22 @@ class DocumentError(ContractError):
 
 
 class ArchiveError(ContractError):
-    """A compose or play archive is refused."""
+    """A compose or play archive is refused. ``message``: how a machine says so of a compose archive."""
 
     id = "CONTRACT-ARCHIVE"
+    message = "HPL06006E"
+
+
+class TarError(ArchiveError):
+    """What is in the gzip data is no whole tar."""
+
+    message = "HPL06007E"
+
+
+class NoComposeError(ArchiveError):
+    """The archive has no compose file at its top."""
+
+    message = "HPL06008E"
 
 
 class ImageError(ContractError):

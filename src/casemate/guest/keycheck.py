@@ -57,5 +57,9 @@ def check(volumes: dict[str, Any], cacerts: list[Any], said: dict[str, str]) -> 
 def service() -> None:
     """Check once."""
     given = state.read_json(state.KEY_CHECK)
-    said = state.read_json(state.KEY_SAID) if state.KEY_SAID.exists() else {}
+    said: dict[str, str] = {}
+    if state.KEY_SAID.exists():
+        said = state.read_json(state.KEY_SAID)
+    else:
+        say("HPL18003I", f"The keys of {', '.join(given['volumes'])} are checked, now and every few minutes.")
     state.write_json(state.KEY_SAID, check(given["volumes"], given["cacerts"], said))

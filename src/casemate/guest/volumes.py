@@ -227,6 +227,9 @@ def examine(disk: kernel.Disk) -> Found:
         raise Stop("HPL07016E", f"disk {disk.name} has a LUKS header that is not ours: {refused}")
     for start, size in places(disk.size):
         if read(disk.path, start, size).strip(b"\0"):
+            if (number := partitions(disk)) not in (None, 2):
+                text = f"disk {disk.name} has a partition table with {number} partitions; the disk of a volume has two"
+                raise Stop("HPL07006E", text)
             text = f"disk {disk.name} is not empty and holds no volume; only empty disks are made into volumes"
             raise Stop("HPL02123E", text)
     return Found(disk, DATA_START, None)
@@ -256,6 +259,14 @@ def _volume(disk: kernel.Disk, being_made: bool) -> Found | None:
             return Found(disk, start, headers, kind, None if clean else header.copy, being_made)
         raise refused or LuksError("no kind of volume begins here")
     return None
+
+
+def partitions(disk: kernel.Disk) -> int | None:
+    """Return how many partitions a refused disk says it has (GPT), ``None`` where it says nothing. Only a reason to tell."""
+    beginning = read(disk.path, 0, 1024 + 128 * 128)
+    if beginning[512:520] != b"EFI PART":
+        return None
+    return sum(any(beginning[entry : entry + 16]) for entry in range(1024, len(beginning), 128))
 
 
 def places(size: int) -> list[tuple[int, int]]:
