@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from casemate.contract.archive import LARGEST_PACKED, LARGEST_UNPACKED, MOST_MEMBERS, read_archive, write_archive
-from casemate.contract.errors import ArchiveError
+from casemate.contract.errors import ArchiveError, NoComposeError
 
 COMPOSE = ("docker-compose.yaml", b"services: {}\n")
 quick = settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -132,7 +132,7 @@ def test_a_damaged_archive_is_refused(text: str, cause: str) -> None:
 
 def test_a_compose_file_must_be_there_once() -> None:
     assert read_archive(encoded(tar(COMPOSE))).compose() == COMPOSE
-    with pytest.raises(ArchiveError, match=r"no docker-compose\.yaml"):
+    with pytest.raises(NoComposeError, match=r"no docker-compose\.yaml"):
         read_archive(encoded(tar(("a/docker-compose.yaml", b"")))).compose()
     with pytest.raises(ArchiveError, match="several"):
         read_archive(encoded(tar(COMPOSE, ("compose.yml", b"")))).compose()

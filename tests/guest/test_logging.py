@@ -249,3 +249,12 @@ def test_a_private_service_is_not_known_without_its_authority(
         with pytest.raises(Stop, match=r"HPL01011E.*is not the log backend") as stop:
             guest_logging.service()
         assert "KEYMARK" not in str(stop.value) and logs.frames == []
+
+
+@pytest.mark.parametrize("port", [0, 65536, -1])
+@pytest.mark.parametrize("kind", ["syslog", "logDNA", "logRouter"])
+def test_a_port_that_is_none_stops_before_anything_is_sent(directory: Path, kind: str, port: int) -> None:
+    env_of({kind: {"hostname": HOST, "port": port}})
+    with pytest.raises(Stop, match=f"HPL01001E: env.logging.{kind}.port is no port"):
+        guest_logging.service()
+    assert not directory.exists()

@@ -33,6 +33,7 @@ from casemate.guest.logrouter import (
     lost,
 )
 from casemate.guest.report import Stop
+from casemate.guest.start import start
 
 HOST = "127.0.0.1"
 KEY = "KEYMARK-0123456789"
@@ -347,3 +348,13 @@ def test_the_service_leaves_the_key_in_a_file_for_root_only(
     assert texts(logs) == ["HPL01010I: logging begins"]
     said = capsys.readouterr().err
     assert "HPL01010I" in said and KEY not in said
+
+
+def test_a_sender_that_fails_as_nobody_foresaw_says_so_without_its_key(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(logrouter, "DIRECTORY", tmp_path)
+    (tmp_path / "logrouter.json").write_text(f'{{"host": "{HOST}", "key": "{KEY}"}}')
+    assert start("logrouter") == 1
+    said = capsys.readouterr().err
+    assert "HPL01015E: unexpected KeyError at service:" in said and KEY not in said

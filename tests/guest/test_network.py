@@ -28,7 +28,9 @@ def test_only_addresses_become_name_servers_and_only_names_domains() -> None:
     assert resolver(text) == (True, f"{servers}search example.com x-y\n{OPTIONS}")
 
 
-def test_without_an_address_in_time_the_machine_stops(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_an_address_in_time_the_machine_stops(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setattr(network, "STATE", tmp_path / "state")
     monkeypatch.setattr(network, "RESOLVER", tmp_path / "public/resolv.conf")
     monkeypatch.setattr(network, "PATIENCE", 0.1)
@@ -36,7 +38,9 @@ def test_without_an_address_in_time_the_machine_stops(tmp_path: Path, monkeypatc
         network.service()
     assert stop.value.id == "HPL14001E"
     (tmp_path / "state").write_bytes(b"OPER_STATE=routable\nDNS=192.0.2.1\n\xff\n")
+    assert "HPL14000I" not in capsys.readouterr().err
     network.service()
+    assert capsys.readouterr().err.count("HPL14000I") == 1
     assert (tmp_path / "public/resolv.conf").read_text() == f"nameserver 192.0.2.1\n{OPTIONS}"
 
 

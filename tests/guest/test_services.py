@@ -38,6 +38,12 @@ from casemate.guest.report import Stop, run, say
 
 DIGEST = "sha256:" + "0123456789abcdef" * 4
 COMPOSE = f"services: {{db: {{image: '${{REGISTRY}}/db@{DIGEST}', environment: {{P: '${{PASSWORD}}'}}}}}}\n"
+POD = f"""
+apiVersion: v1
+kind: Pod
+metadata: {{name: db}}
+spec: {{hostNetwork: true, containers: [{{name: db, image: 'r.example.com/db@{DIGEST}'}}]}}
+"""
 Section = dict[str, Any]
 
 
@@ -194,6 +200,17 @@ def test_a_contract_with_an_error_stops_with_its_identifier(
     assert id in {stop.id, *(line[3:12] for line in capsys.readouterr().err.splitlines())}
     assert "MARK" not in stop.detail
     assert not state.SEEDS.exists() and not (guest / "user-data.decrypted").exists()
+
+
+@pytest.mark.parametrize("pod", ["kind: [", "apiVersion: v1\nkind: Deployment\n", POD])
+def test_a_pod_that_is_not_understood_stops_before_and_where_it_would_start(guest: Path, pair: Pair, pod: str) -> None:
+    play = {"archive": write_archive({"pod.yaml": pod.encode()})}
+    section = workload(play=play)
+    del section["compose"]
+    deliver(section, env(pair))
+    assert stopped(contract.service).id == "HPL15000E"
+    stop = stopped(container.understood, {"play": play}, {})
+    assert stop.id == "HPL15000E" and "pod.yaml" in stop.detail
 
 
 def test_every_problem_is_said_and_none_says_a_value(

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
+import os
 import random
 import re
 import subprocess
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
 from casemate.contract.passphrase import passphrase
-from casemate.guest import volumes
+from casemate.guest import state, storage, volumes
 from casemate.guest.filesystems import (
     LEAST,
     MIB,
@@ -25,7 +29,7 @@ from casemate.guest.filesystems import (
 from casemate.guest.kernel import Disk, disks
 from casemate.guest.lukspassphrase import passphrases
 from casemate.guest.report import Stop
-from casemate.guest.volumes import BEING_MADE, SMALLEST, examine, places, unlocked
+from casemate.guest.volumes import BEING_MADE, SMALLEST, Plan, examine, places, unlocked
 from casemate.luks.header import in_order, with_only
 from casemate.luks.policy import DATA_START, METADATA_START, OURS, format_arguments
 from casemate.secureexec.disk import boot_map
@@ -86,6 +90,21 @@ def test_a_disk_that_is_too_small_stops(tmp_path: Path) -> None:
 def test_a_disk_with_anything_on_it_is_never_made_a_volume(tmp_path: Path, place: int) -> None:
     id, detail = stopped(disk(tmp_path / "disk", **{f"at{place}": b"\1"}))
     assert id == "HPL02123E" and "only empty disks" in detail
+
+
+@pytest.mark.parametrize(("number", "id"), [(0, "HPL07006E"), (1, "HPL07006E"), (2, "HPL02123E"), (3, "HPL07006E")])
+def test_a_disk_of_somebodys_partitions_stops_and_says_how_many(tmp_path: Path, number: int, id: str) -> None:
+    each = disk(tmp_path / "disk")
+    table = "label: gpt\n" + "size=2048, type=linux\n" * number
+    command = ["/usr/sbin/sfdisk", "--quiet", "--no-reread", "--no-tell-kernel", each.path]
+    subprocess.run(command, input=table.encode(), check=True)
+    said, detail = stopped(each)
+    assert said == id and (id == "HPL02123E" or f"with {number} partitions" in detail)
+
+
+def test_a_table_of_partitions_that_is_none_is_only_something_on_a_disk(tmp_path: Path) -> None:
+    assert stopped(disk(tmp_path / "mbr", at510=b"\x55\xaa"))[0] == "HPL02123E"
+    assert stopped(disk(tmp_path / "noise", at512=b"EFI PART" + b"\xff" * 20000))[0] == "HPL07006E"
 
 
 def test_a_file_system_in_the_middle_of_a_disk_is_somebodys(tmp_path: Path) -> None:
@@ -273,6 +292,102 @@ def test_the_wait_is_a_quarter_of_an_hour_and_the_unit_allows_it() -> None:
     assert (volumes.PATIENCE, volumes.EVERY) == (900, 60)
     unit = (Path(volumes.__file__).parent / "units/hpl-volumes.service").read_text()
     assert int(re.findall(r"TimeoutStartSec=(\d+)", unit)[0]) > 900
+
+
+# ------------------------------------------------------------------------------------------------- disks that fail
+
+
+def broken(*_: object, **__: object) -> NoReturn:
+    raise OSError(errno.EIO, "Input/output error")
+
+
+def plan(path: Path, **more: bool) -> Plan:
+    """A plan for a disk that is a file; its mapped device is none of this machine."""
+    length = SIZE - DATA_START - MIB
+    room = length - OURS.offset
+    return Plan(
+        "x",
+        f"..{path}",
+        SIZE,
+        DATA_START,
+        length,
+        room,
+        "ext4",
+        "/mnt/data",
+        [("x.headers", 0)],
+        make=more.get("make", False),
+    )
+
+
+FAILURES: dict[str, tuple[Callable[[Plan], object], bool, str]] = {
+    "the mark": (storage.mark, True, "HPL02005E"),
+    "the headers": (storage.write_headers, False, "HPL07014E"),
+    "the table of a new volume": (storage.write_partition_table, True, "HPL07003E"),
+    "the table of a larger disk": (storage.write_partition_table, False, "HPL07004E"),
+}
+
+
+@pytest.mark.components
+@pytest.mark.parametrize(("act", "make", "id"), FAILURES.values(), ids=FAILURES)
+def test_a_disk_that_takes_no_write_stops_with_what_was_to_be_written(
+    act: Callable[[Plan], object], make: bool, id: str, tmp_path: Path, ours: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(storage, "HEADERS", tmp_path)
+    (tmp_path / "x.headers").write_bytes(ours)
+    each = plan(Path(disk(tmp_path / "disk").path), make=make)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "pwrite" if "table" not in act.__name__ else "fsync", broken)
+        with pytest.raises(Stop, match=f"{id}: volume x: .*Input/output error"):
+            act(each)
+    act(each)
+    (tmp_path / "disk").unlink()
+    with pytest.raises(Stop, match=f"{id}: volume x"):
+        act(each)
+
+
+def test_a_file_system_that_can_not_be_made_mounted_or_grown_stops(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the real programs and the kernel: the mapped device is missing."""
+    monkeypatch.setattr(state, "VOLUMES", tmp_path)
+    monkeypatch.setattr(Plan, "device", str(tmp_path / "missing/x"))
+    each = plan(tmp_path / "disk")
+    with pytest.raises(Stop, match=r"HPL02005E: volume x: mkfs\.ext4 ended with 1"):
+        storage.make(each)
+    with pytest.raises(Stop, match="HPL02007E: volume x can't be mounted as ext4"):
+        storage.mount(each)
+    with pytest.raises(Stop, match="HPL02006E: volume x: resize2fs ended with 1"):
+        storage.grow(each, str(tmp_path))
+
+
+@pytest.mark.components
+def test_headers_that_can_not_be_made_stop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the real cryptsetup: the disk is gone since it was judged."""
+    monkeypatch.setattr(volumes, "HEADERS", tmp_path / "headers")
+    found = examine(disk(tmp_path / "disk"))
+    (tmp_path / "disk").unlink()
+    with pytest.raises(Stop, match="HPL02002E: volume x can't be made: cryptsetup ended with"):
+        volumes.format_headers("x", found, b"x" * 64)
+    assert list((tmp_path / "headers").iterdir()) == []
+
+
+@pytest.mark.components
+def test_a_passphrase_that_can_not_be_changed_stops_and_the_disk_is_untouched(
+    tmp_path: Path, ours: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the real cryptsetup: the new passphrase is not there; then the headers don't open with what was added."""
+    monkeypatch.setattr(volumes, "HEADERS", tmp_path / "headers")
+    monkeypatch.setattr(state, "PASSPHRASES", tmp_path / "passphrases")
+    each = disk(tmp_path / "disk", **{f"at{DATA_START}": ours})
+    found, before = examine(each), Path(each.path).read_bytes()
+    with pytest.raises(Stop, match="HPL02125E: volume x: the passphrase can't be changed: cryptsetup ended with"):
+        volumes.with_another("x", found, found.headers or b"", b"x" * 64, tmp_path / "missing")
+    state.write(state.PASSPHRASES / "x", b"n" * 64)
+    state.write(state.PASSPHRASES / "x.previous", b"x" * 64)
+    monkeypatch.setattr(volumes, "unlock", lambda *_: None)
+    with pytest.raises(Stop, match="HPL02125E: volume x does not open with its new passphrase"):
+        volumes.roll("x", found)
+    assert Path(each.path).read_bytes() == before
 
 
 # ------------------------------------------------------------------------------------------------- rolling

@@ -25,7 +25,7 @@ from casemate.contract.passphrase import passphrase
 from casemate.demo.keyservice import KeyServer
 from casemate.demo.logservers import status
 from casemate.demo.pki import Authority
-from casemate.guest import conversation, keycheck, lukspassphrase, state, storage, thirdseed, volumes
+from casemate.guest import conversation, filesystems, keycheck, lukspassphrase, state, storage, thirdseed, volumes
 from casemate.guest.kernel import Disk
 from casemate.guest.keyservice import (
     KeyAwayError,
@@ -36,6 +36,7 @@ from casemate.guest.keyservice import (
     first_answer,
 )
 from casemate.guest.report import Stop
+from casemate.guest.start import start
 from casemate.guest.volumes import BEING_MADE, SMALLEST
 from casemate.luks.header import read_header
 from casemate.luks.policy import METADATA_START
@@ -678,6 +679,14 @@ def test_a_disk_that_takes_no_write_stops_before_the_headers(
     assert stop.value.id == "HPL07007E"
 
 
+def test_a_volume_with_another_file_system_stops_and_is_left_as_it_is(
+    world: World, keys: KeyServer, made: tuple[Disk, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(volumes, "filesystem_size", filesystems.filesystem_size)  # finds nothing in what is read
+    stop = world.stopped([keys.entry(made[1])])
+    assert stop.id == "HPL02007E" and "no file system of the kind ext4" in stop.detail
+
+
 def test_an_authority_that_is_none_stops(world: World, keys: KeyServer) -> None:
     world.disk("disk")
     pem = "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"
@@ -724,6 +733,16 @@ def test_a_key_that_is_revoked_stops_the_running_machine_and_one_that_is_away_do
     with pytest.raises(Stop, match="HPL18008E"):
         keycheck.service()
     assert Path(disk.path).read_bytes() == before
+
+
+def test_a_check_that_fails_as_nobody_foresaw_says_so_without_the_api_key(
+    world: World, made: tuple[Disk, str], capfd: pytest.CaptureFixture[str]
+) -> None:
+    state.KEY_CHECK.write_text(state.KEY_CHECK.read_text()[:-1])
+    capfd.readouterr()
+    assert start("keycheck") == 1
+    said = capfd.readouterr().err
+    assert "HPL18004E: unexpected JSONDecodeError" in said and API_KEY not in said
 
 
 def test_an_impostor_can_not_stop_the_running_machine(
