@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import time
+import tracemalloc
+from contextlib import suppress
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from casemate.contract.images import Open
-from casemate.contract.template import TemplateError, render
+from casemate.contract.play import read_play
+from casemate.contract.template import FUNCTIONS, LARGEST, TemplateError, render
 
 ENV = {"NAME": "a b", "EMPTY": "", "N": "5", "dotted": "x"}
 
@@ -42,6 +45,17 @@ ENV = {"NAME": "a b", "EMPTY": "", "N": "5", "dotted": "x"}
         ('{{ .Env.NAME | replace " " "-" | trimPrefix "a" | trimSuffix "b" }}', "-"),
         ("{{ len .Env.NAME }}", "3"),
         ('{{ " x " | trim | squote }}{{ lower "ABC" }}', "'x'abc"),
+        ("{{ $.Env.N }}{{ index $.Env `N` }}", "55"),
+        ("{{ print 1 2 }}", "1 2"),
+        ('{{ print 1 true "a" 2 3 "b" "c" }}', "1 truea2 3bc"),
+        ('{{ printf "%q" "é" }}', '"é"'),
+        ('{{ printf "%q %v %v" "\\u001f\\u00a0\\n" true 5 }}', '"\\x1f\\u00a0\\n" true 5'),
+        ("{{ quote 5 }}{{ quote `\\` }}", '"5""\\\\"'),
+        ("{{ eq 1 2 1 }}{{ ne .Env.N `5` }}{{ eq .Env.NONE `` }}", "truefalsetrue"),
+        ("{{ len .Env.NONE }}{{ len `é` }}", "02"),
+        ("{{ upper `straße` }}", "STRAßE"),
+        ("{{ replace `` `-` `ab` }}", "-a-b-"),
+        ("{{ .Env.N" + " | print" * 63 + " }}", "5"),
     ],
 )
 def test_what_is_understood(text: str, value: str) -> None:
@@ -80,6 +94,18 @@ def test_what_is_understood(text: str, value: str) -> None:
         ('{{ printf "x" 1 }}', "printf"),
         ('{{ "%%" | b64dec }}', "b64dec"),
         ("{{ if .Env.NONE }}{{ nonsense }}{{ end }}", "`nonsense` is not understood"),
+        ("{{ $ }}", "not understood"),
+        ("{{ $.Values.x }}", "only object is .Env"),
+        ("{{ 010 }}", "not understood"),
+        ("{{ len 5 }}", "a text is wanted"),
+        ("{{ upper true }}", "a text is wanted"),
+        ('{{ eq 1 "1" }}', "texts are compared with texts"),
+        ("{{ ne 1 true }}", "texts are compared with texts"),
+        ("{{ eq .Env .Env }}", "texts are compared with texts"),
+        ('{{ printf "%d" "5" }}', "printf"),
+        ('{{ printf "%s" 5 }}', "printf"),
+        ('{{ printf "%q" true }}', "printf"),
+        ('{{ "\\ud800" | b64enc }}', "an escape"),
         ("{{ if 1 }}" * 30 + "{{ end }}" * 30, "nested deeper"),
         ("{{ " + "(" * 40 + "1" + ")" * 40 + " }}", "nested deeper"),
     ],
@@ -106,6 +132,71 @@ def test_a_template_can_not_grow_without_bound() -> None:
         render(text * 4500, {})
 
 
+GROWN = '"aaaaaaaaaa"' + ' | replace "a" "aaaaaaaaaa"' * 5  # a million characters
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{{ "a"' + f' | replace "a" "{"a" * 100}"' * 6 + " }}",
+        '{{ "a"' + ' | replace "" "aaaaaaaaaa"' * 9 + " }}",
+        f"{{{{ print ({GROWN}) ({GROWN}) }}}}",
+        f'{{{{ printf "%s%s" ({GROWN}) ({GROWN}) }}}}',
+        f'{{{{ printf "%s%q" ({GROWN}) ({GROWN}) }}}}',
+        f"{{{{ {GROWN} | b64enc }}}}",
+        '{{ "\\u0001"' + ' | quote | replace "1" "\\u0001\\u0001"' * 30 + " }}",
+        '{{ "a"' + " | printf `%q%s%%` `b` | quote | quote" * 21 + " }}",
+        f"{{{{ len ({GROWN}) }}}}" * 20,
+    ],
+)
+def test_what_would_take_all_memory_is_refused_before(text: str) -> None:
+    tracemalloc.start()
+    try:
+        with pytest.raises(TemplateError, match="too large"):
+            render(text, {})
+        assert tracemalloc.get_traced_memory()[1] < 64 << 20
+    finally:
+        tracemalloc.stop()
+
+
+def test_all_templates_of_a_contract_have_one_allowance() -> None:
+    text = f"{{{{ len ({GROWN}) }}}}"
+    assert render(text, {}) == "1000000"
+    _, problems = read_play({"templates": [text] * 20}, {})
+    assert any("together grow too large" in str(problem) for problem in problems)
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_no_function_gives_more_than_the_largest_text(name: str) -> None:
+    values = " ".join(["(print .Env.BIG)"] * FUNCTIONS[name][0])
+    with suppress(TemplateError):
+        assert len(render(f"{{{{ {name} {values} }}}}", {"BIG": "\x01" * (LARGEST - 1)})) <= LARGEST
+
+
+@pytest.mark.parametrize(
+    ("text", "cause"),
+    [
+        ("{{ .Env.N" + " | upper" * 64 + " }}", "64 commands"),
+        ("{{ .Env.N" + " | upper" * 2000 + " }}", "64 commands"),
+        ("{{ print" + " (print" * 2000 + " 1" + ")" * 2000 + " }}", "nested deeper"),
+        ("{{ if not" + " (not" * 2000 + " 1" + ")" * 2000 + " }}{{ end }}", "nested deeper"),
+        ("{{ if 1 }}" * 2000 + "{{ end }}" * 2000, "nested deeper"),
+    ],
+)
+def test_what_would_recurse_is_refused(text: str, cause: str) -> None:
+    with pytest.raises(TemplateError) as error:
+        render(text, ENV)
+    assert cause in error.value.cause
+
+
+def test_the_deepest_and_longest_template_is_rendered() -> None:
+    text = "1"
+    for _ in range(16):
+        text = f"({text}{' | print' * 63})"
+    assert render(f"{{{{ print {text} }}}}", {}) == "1"
+    assert render("{{ if 0 }}" + "{{ else if 0 }}" * 5000 + "{{ else }}x{{ end }}", {}) == "x"
+
+
 PARTS = st.sampled_from(
     ["{{", "}}", " ", "-", "if ", "else ", "end", ".Env", ".Env.N", '"a"', "`b`", "(", ")", "|", "not ", "eq ", "/*", "*/", "x",
      "1"]
@@ -121,7 +212,18 @@ def test_any_text_is_rendered_or_refused(text: str) -> None:
         assert error.cause
 
 
-@pytest.mark.parametrize("text", ["{{/*" * 5000, "{{" + "/*/" * 5000, "{{ (" * 5000, '{{"' * 5000, "{{ - " * 5000])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{{/*" * 5000,
+        "{{" + "/*/" * 5000,
+        "{{ (" * 5000,
+        '{{"' * 5000,
+        "{{ - " * 5000,
+        "{{" + " 1" * 200000 + "}}",
+        "{{" + " (" * 200000 + "}}",
+    ],
+)
 def test_no_text_takes_long(text: str) -> None:
     begun = time.monotonic()
     with pytest.raises(TemplateError):

@@ -21,15 +21,16 @@ import binascii
 import json
 import posixpath
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from casemate.contract.archive import read_archive
 from casemate.contract.document import parse_many
 from casemate.contract.errors import ContractError, WorkloadError
 from casemate.contract.images import OPEN, Open
-from casemate.contract.template import render
+from casemate.contract.template import Allowance, render
 from casemate.contract.workload import (
     NAME,
     Health,
@@ -129,12 +130,13 @@ def read_play(play: Any, env: Mapping[str, str]) -> tuple[list[Manifest], Proble
     problems = Problems()
     found: list[Manifest] = []
     section = play if isinstance(play, dict) else {}
+    fill = partial(render, env=env, allowance=Allowance())
     with problems.caught():
         for kind in ("resources", "templates"):
             for number, item in enumerate(listed(section.get(kind) or [], f"play.{kind}")):
                 place = f"play.{kind}[{number}]"
                 with problems.caught():
-                    found.append(_manifest(_rendered(item, env, place) if kind == "templates" else item, place))
+                    found.append(_manifest(_rendered(item, fill, place) if kind == "templates" else item, place))
     if isinstance(section.get("archive"), str):
         try:
             files = read_archive(section["archive"]).files
@@ -171,19 +173,19 @@ def _manifest(document: Any, place: str) -> Manifest:
     return Manifest(place, document["kind"], document)
 
 
-def _rendered(value: Any, env: Mapping[str, str], place: str) -> Any:
+def _rendered(value: Any, fill: Callable[[str], str], place: str) -> Any:
     if isinstance(value, str):
         try:
-            return render(value, env) if _TEMPLATE in value else value
+            return fill(value) if _TEMPLATE in value else value
         except ContractError as error:
             raise WorkloadError(f"{place}, {error.where}", "; ".join(filter(None, (error.cause, error.cure)))) from None
     if isinstance(value, list):
-        return [_rendered(item, env, f"{place}[{number}]") for number, item in enumerate(value)]
+        return [_rendered(item, fill, f"{place}[{number}]") for number, item in enumerate(value)]
     if isinstance(value, dict):
         for key in value:
             if _TEMPLATE in key:
                 raise WorkloadError(place, "a key can't be a template")
-        return {key: _rendered(item, env, f"{place}.{key}") for key, item in value.items()}
+        return {key: _rendered(item, fill, f"{place}.{key}") for key, item in value.items()}
     return value
 
 
