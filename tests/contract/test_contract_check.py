@@ -33,6 +33,7 @@ from casemate.contract.token import seal
 
 DIGEST = "sha256:" + "0123456789abcdef" * 4
 SEED = "SECRETSECRETSECRET"
+CRN = "crn:v1:bluemix:public:kms:eu-de:a/0:11111111:key:66666666"
 Section = dict[str, Any]
 
 
@@ -152,10 +153,16 @@ def test_a_problem_of_the_workload_has_its_place(
         ("logging/syslog/prot", 1, "env.logging.syslog.prot", "did you mean port?"),
         ("volumes/data", {}, "env.volumes.data.seed", "is missing"),
         ("volumes/data/uv-secret-id", "index-1", "env.volumes.data.uv-secret-id", "not supported yet"),
+        (
+            "volumes/data/uv-previous-secret-id",
+            "index-1",
+            "env.volumes.data.uv-previous-secret-id",
+            "not supported yet",
+        ),
         ("volumes/data/grep11", {"address": "a"}, "env.volumes.data.grep11", "not supported yet"),
-        ("volumes/data/kms", [], "env.volumes.data.kms", "a list of 1 to 4"),
+        ("volumes/data/kms", [], "env.volumes.data.kms", "a list of 1 to 5"),
         ("volumes/data/kms", [{"apiKey": "k", "crn": "c", "type": "public"}], "env.volumes.data.kms", "not the CRN"),
-        ("volumes/data/kmsTimeout", 0, "env.volumes.data.kmsTimeout", "1 to 60 minutes"),
+        ("volumes/data/kmsTimeout", 61, "env.volumes.data.kmsTimeout", "0 to 60 minutes"),
         ("volumes/date", {"seed": SEED}, "env.volumes.date.seed", "has no partner"),
         ("volumes/data/seed", None, "env.volumes.data.seed", "15 or more"),
         ("cacerts", [{"a": "AAAA"}, {"b": "AAAA"}], "env.cacerts", "at most one"),
@@ -172,6 +179,29 @@ def test_a_problem_of_the_env_has_its_place(
     assert problems_stop(problems)
     said = [problem for problem in problems if problem.place == place]
     assert any(word in problem.text for problem in said for word in text.split("|")), list(map(str, problems))
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "places"),
+    [
+        ("confidential-containers", {}, []),
+        ("volumes/data/kms", [{"apiKey": "k", "crn": CRN}] * 5, []),
+        ("volumes/data/kmsTimeout", 0, []),
+        ("volumes/data/kmsTimeout", 20, []),
+        ("volumes/data/uv-previous-secret-id", "index-2", ["env.volumes.data.uv-previous-secret-id"]),
+        (
+            "volumes/data/grep11",
+            {"address": "a", "metadata": {"aesKeyBlob": "a", "previousaesKeyBlob": "b"}},
+            ["env.volumes.data.grep11"],
+        ),
+    ],
+)
+def test_a_key_that_other_tools_know_is_not_told_as_a_slip(
+    workload: Section, env: Section, path: str, value: object, places: list[str]
+) -> None:
+    problems = check_sections(workload, change(env, path, value))
+    assert [problem.place for problem in problems] == places
+    assert all("not supported yet" in problem.text for problem in problems)
 
 
 def test_private_keys_and_certificates_stand_where_they_should(env: Section, small: Pair) -> None:

@@ -19,7 +19,7 @@ def crn(service: str = "hs-crypto", region: str = "us-south") -> str:
     return f"crn:v1:bluemix:public:{service}:{region}:a/0123456789abcdef:{INSTANCE}:key:{KEY}"
 
 
-def entry(**values: str) -> dict[str, str]:
+def entry(**values: Any) -> dict[str, Any]:
     return {"apiKey": "MARK-api-key", "crn": crn(), "type": "public", **values}
 
 
@@ -99,6 +99,15 @@ def test_any_answer_of_a_broker_is_read(answer: bytes) -> None:
     assert read_address(answer, private=True) is None
 
 
+def test_the_public_network_is_taken_where_no_type_is_given() -> None:
+    [way] = read_services([{"apiKey": "k", "crn": crn("kms")}])
+    assert way == read_services([entry(apiKey="k", crn=crn("kms"))])[0]
+
+
+def test_five_entries_are_read() -> None:
+    assert len(read_services([entry()] * 5)) == 5
+
+
 def test_the_order_of_the_entries_is_kept() -> None:
     ways = read_services([entry(type="private"), entry(), entry(type="https://k:1")])
     assert [way.iam[0] for way in ways] == ["private.iam.cloud.ibm.com", "iam.cloud.ibm.com", "k"]
@@ -110,7 +119,8 @@ def test_the_order_of_the_entries_is_kept() -> None:
         None,
         {},
         [],
-        [entry()] * 5,
+        [entry()] * 6,
+        [entry(type=None)],
         ["x"],
         [{}],
         [entry(type="other")],
@@ -157,6 +167,7 @@ def test_any_value_is_read_or_refused(value: Any) -> None:
 
 def test_the_time_is_minutes_as_number_or_text_and_bounded() -> None:
     assert [patience(volume) for volume in ({}, {"kmsTimeout": 1}, {"kmsTimeout": "60"})] == [600, 60, 3600]
-    for bad in (0, 61, -1, "", "ten", "1.5", True, None, "9" * 9, [], "１０"):
+    assert [patience({"kmsTimeout": none}) for none in (0, "0")] == [0, 0]
+    for bad in (61, -1, "", "ten", "1.5", True, None, "9" * 9, [], "１０"):
         with pytest.raises(KeyServiceError):
             patience({"kmsTimeout": bad})

@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 
 from casemate.contract import keyservices
-from casemate.contract.keyservices import read_services
+from casemate.contract.keyservices import patience, read_services
 from casemate.contract.passphrase import passphrase
 from casemate.demo.keyservice import KeyServer
 from casemate.demo.logservers import status
@@ -440,6 +440,11 @@ def test_a_service_that_is_away_is_waited_for_and_then_stops(
     begun = time.monotonic()
     stop = world.stopped([keys.entry(made[1])])
     assert stop.id == "HPL07010E" and "503" in stop.detail and time.monotonic() - begun < 20
+    monkeypatch.setattr(thirdseed, "patience", lambda volume: patience({"kmsTimeout": 0}))
+    keys.answers.clear()
+    keys.answers.append(status(503))
+    assert world.stopped([keys.entry(made[1])]).id == "HPL07010E"  # asked once, not again
+    world.start([keys.entry(made[1])])
 
 
 def test_the_first_entry_that_answers_counts(world: World, keys: KeyServer) -> None:

@@ -49,7 +49,7 @@ Section = Mapping[str, Any]
 
 _SYSTEM = re.compile(r"/(proc|sys|dev)(/.*)?")  # others are names only: a volume lies elsewhere
 
-_NOT_YET = ("uv-secret-id", "grep11")
+_NOT_YET = ("uv-secret-id", "uv-previous-secret-id", "grep11")
 _PEM_KINDS = {
     "server": ("CERTIFICATE", "HPL01007E"),
     "cert": ("CERTIFICATE", "HPL01008E"),

@@ -7,9 +7,10 @@ An entry names a root key by its CRN, ten parts between colons:
 
     crn:v1:CNAME:CTYPE:SERVICE:REGION:a/ACCOUNT:INSTANCE:key:KEY
 
-``type`` says how the service is reached: ``public`` or ``private``, IBM's networks; or the URL of one of one's own,
-``https://HOST`` or ``https://HOST:PORT``, which gives access tokens too. (IBM's instances that have a port of their own are named
-so as well; their tokens are IBM's.) Other tools take any text as ``type``, so such a contract has the form that they know.
+``type`` says how the service is reached: ``public`` (what counts where it is not given) or ``private``, IBM's networks; or the
+URL of one of one's own, ``https://HOST`` or ``https://HOST:PORT``, which gives access tokens too. (IBM's instances that have a
+port of their own are named so as well; their tokens are IBM's.) Other tools take any text as ``type``, so such a contract has
+the form that they know.
 
 Older instances of Hyper Protect Crypto Services have an address with a port, which no CRN has. The region's broker knows it:
 
@@ -31,7 +32,7 @@ from typing import Any
 from casemate.contract.errors import KeyServiceError
 
 DEFAULT_MINUTES, MOST_MINUTES = 10, 60
-MOST_ENTRIES = 4
+MOST_ENTRIES = 5
 _PART = r"[A-Za-z0-9._~/-]"
 _CRN = re.compile(
     rf"crn:v1:{_PART}{{1,32}}:{_PART}{{1,32}}:(?P<service>{_PART}{{1,32}}):(?P<region>[a-z0-9-]{{0,32}}):{_PART}{{0,64}}"
@@ -70,10 +71,12 @@ def read_services(entries: Any) -> list[KeyWay]:
 
 
 def _way(number: int, entry: Any) -> KeyWay:
+    if isinstance(entry, Mapping):
+        entry = {"type": "public", **entry}
     if not isinstance(entry, Mapping) or not all(
         isinstance(entry.get(name), str) for name in ("apiKey", "crn", "type")
     ):
-        raise KeyServiceError(f"kms[{number}] needs the texts apiKey, crn and type")
+        raise KeyServiceError(f"kms[{number}] needs the texts apiKey and crn, and may have type")
     crn = _CRN.fullmatch(entry["crn"])
     if crn is None:
         raise KeyServiceError(f"kms[{number}].crn is not the CRN of a root key", "crn:v1:…:INSTANCE:key:KEY")
@@ -128,8 +131,11 @@ def _iam(private: bool) -> str:
 
 
 def patience(volume: Mapping[str, Any]) -> float:
-    """Return ``kmsTimeout`` in seconds: it is 1 to 60 minutes, 10 where it is not given. Raises :class:`KeyServiceError`."""
+    """Return ``kmsTimeout`` in seconds: it is 0 to 60 minutes, 10 where it is not given; with 0 each service is asked once.
+
+    Raises :class:`KeyServiceError`.
+    """
     given = volume.get("kmsTimeout", DEFAULT_MINUTES)
-    if isinstance(given, bool) or not re.fullmatch("[0-9]{1,4}", str(given)) or not 1 <= int(given) <= MOST_MINUTES:
-        raise KeyServiceError(f"kmsTimeout is 1 to {MOST_MINUTES} minutes")
+    if isinstance(given, bool) or not re.fullmatch("[0-9]{1,4}", str(given)) or int(given) > MOST_MINUTES:
+        raise KeyServiceError(f"kmsTimeout is 0 to {MOST_MINUTES} minutes")
     return int(given) * 60.0
