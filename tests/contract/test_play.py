@@ -74,6 +74,16 @@ def test_a_pod_is_one_container_that_holds_its_network_and_its_containers() -> N
     assert two.holds_pod and two.name == "other"
 
 
+def test_what_a_cluster_writes_into_a_pod_is_passed_over() -> None:
+    written = pod(affinity={}, dnsPolicy="ClusterFirst", nodeName="n", priority=0)
+    known = {"uid": "1", "resourceVersion": "2", "creationTimestamp": "2026-01-01T00:00:00Z", "generation": 1}
+    written["metadata"] |= known
+    assert translated({**written, "status": {"phase": "Running"}}) == translated(pod())
+    one = table("t", A="b")
+    one["metadata"] |= known
+    assert main(one, pod({"envFrom": [{"configMapRef": {"name": "t"}}]})).environment == {"A": "b"}
+
+
 def test_init_containers_run_one_after_another_before_the_rest() -> None:
     made = translated(pod(initContainers=[{"name": "a", "image": IMAGE}, {"name": "b", "image": IMAGE}])).services
     assert [each.name for each in made] == ["web", "web/a", "web/b", "web/main"]
@@ -221,6 +231,10 @@ def test_what_is_not_understood_is_refused_with_its_place(container: dict[str, A
         ({"volumes": [{"name": "a", "persistentVolumeClaim": {"claimName": "x"}}]}, "hostPath at its mount point"),
         ({"volumes": [{"name": "a"}]}, "volumes[0]"),
         ({"volumes": [{"name": "a", "hostPath": {"path": "none", "type": "Directory"}}]}, "the archive has no such"),
+        ({"dnsPolicy": "None"}, "spec.dnsPolicy: None needs a dnsConfig"),
+        ({"dnsPolicy": "None", "dnsConfig": {"nameservers": ["192.0.2.1"]}}, "dnsConfig"),
+        ({"affinity": {"nodeAffinity": {}}}, "spec.affinity: not supported unless empty"),
+        ({"affinity": []}, "spec.affinity: not supported unless empty"),
         ({"volumes": [{"name": "a", "hostPath": {"path": "/mnt", "type": "Socket"}}]}, "type"),
         ({"volumes": [{"name": "a", "emptyDir": {}}, {"name": "a", "emptyDir": {}}]}, "stands twice"),
         ({"volumes": [{"name": "a", "configMap": {"name": "none"}}]}, "there is no ConfigMap"),
@@ -353,6 +367,7 @@ def test_an_archive_has_objects_at_its_top_and_other_files_beside() -> None:
         "pod.yaml": rewrite(pod()).encode(),
         "two.yml": f"{rewrite(table('one', A='1'))}\n---\n{rewrite(table('two', A='1'))}\n".encode(),
         "www/pod.yaml": b"not: an object",
+        "._pod.yaml": b"\x00\x05\x16\x07\x00\x02\x00\x00Mac OS X",
         "readme.txt": b"{",
     }
     manifests, problems = play.read_play({"archive": write_archive(files)}, {})
@@ -370,6 +385,8 @@ def test_an_archive_has_objects_at_its_top_and_other_files_beside() -> None:
         ({"archive": "AAAA"}, "not gzip"),
         ({"archive": write_archive({"a.yaml": b"{"})}, "not YAML"),
         ({"archive": write_archive({"a.yaml": b"kind: Deployment"})}, "must be Pod or ConfigMap"),
+        ({"archive": write_archive({"values.yaml": b"a: 1"})}, "must be Pod or ConfigMap"),
+        ({"archive": write_archive({"._a.yaml": rewrite(pod()).encode()})}, "has no Pod"),
         ({"archive": write_archive({"sub/a.yaml": b"kind: Pod"})}, "has no Pod"),
         ({"resources": [{"apiVersion": "v2", "kind": "Pod"}]}, "must be v1"),
         ({"resources": ["x"]}, "must be Pod or ConfigMap"),

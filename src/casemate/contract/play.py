@@ -5,11 +5,12 @@
 
 ``resources`` are ``Pod`` and ``ConfigMap`` objects; ``templates`` the same, their texts Go templates over the variables of the
 contract (:mod:`casemate.contract.template`); ``archive`` holds them as ``*.yaml`` or ``*.yml`` files at its top, beside what
-they mount by relative paths. The variables are the ConfigMap :data:`VARIABLES`.
+they mount by relative paths, and beside the ``._*`` files that macOS packs. The variables are the ConfigMap :data:`VARIABLES`.
 
 As for compose files, what is not understood is refused by name. Names of fields are taken as Kubernetes' tools take them,
 whatever their capitals (``restartpolicy``). Passed over, since one machine has no use for them: labels, annotations,
-namespaces, what schedulers and registries' logins are told, ``requests``, the size of an ``emptyDir``.
+namespaces, what schedulers and registries' logins are told, ``requests``, the size of an ``emptyDir``, and what ``kubectl get``
+adds: ``status``, and in ``metadata`` what only a cluster can know.
 
 A pod becomes one container that holds what it shares (network, published ports, host name), and one for each of its containers.
 """
@@ -72,7 +73,7 @@ _POD_IGNORED = (
         "nodeSelector",
         "tolerations",
     ),
-    *("schedulerName", "priority", "preemptionPolicy", "dnsPolicy", "serviceAccountName", "serviceAccount"),
+    *("schedulerName", "priority", "preemptionPolicy", "dnsPolicy", "serviceAccountName", "serviceAccount", "affinity"),
 )
 _POD = (
     *(
@@ -144,7 +145,7 @@ def read_play(play: Any, env: Mapping[str, str]) -> tuple[list[Manifest], Proble
             problems.append(WorkloadError(", ".join(filter(None, ("play.archive", error.where))), error.cause))
             files = {}
         for name, content in files.items():
-            if "/" not in name and name.endswith((".yaml", ".yml")):
+            if "/" not in name and name.endswith((".yaml", ".yml")) and not name.startswith("._"):
                 found += _of_file(f"play.archive, {name}", content, problems)
     if not problems and not any(each.kind == "Pod" for each in found):
         problems.append(WorkloadError("play", "has no Pod"))
@@ -240,7 +241,10 @@ def _is_open(document: Any) -> bool:
 
 def _name(manifest: Manifest) -> str:
     place = f"{manifest.place}.metadata"
-    known = ("name", "namespace", "labels", "annotations", "creationTimestamp")
+    known = (
+        *("name", "namespace", "labels", "annotations"),
+        *("uid", "resourceVersion", "generation", "creationTimestamp"),  # as `kubectl get -o yaml` writes them
+    )
     name = _fields(manifest.document.get("metadata"), place, known).get("name")
     if not isinstance(name, str) or not _LABEL.fullmatch(name):
         raise WorkloadError(f"{place}.name", "small letters, digits, . and - only, at most 63")
@@ -325,6 +329,12 @@ class _Pod:
         with self.problems.caught():
             if flag(spec.get("hostNetwork", False), f"{where}.hostNetwork"):
                 raise WorkloadError(f"{where}.hostNetwork", "not supported; publish ports with hostPort")
+        with self.problems.caught():
+            if spec.get("dnsPolicy") == "None":
+                raise WorkloadError(f"{where}.dnsPolicy", "None needs a dnsConfig, which is not supported")
+        with self.problems.caught():
+            if spec.get("affinity", {}) != {}:
+                raise WorkloadError(f"{where}.affinity", "not supported unless empty: there is one machine only")
         return made
 
     def _common(self, spec: Mapping[str, Any], where: str) -> list[str]:
