@@ -2,7 +2,7 @@
 
 What it is told comes from the contract, as variables of its container:
 
-    CLIENT_CA            PEM of the authority whose certificates clients have
+    CLIENT_CA            PEM of the authority whose certificates clients have, and of its revocation list where it has one
     SERVER_CRT, SERVER_KEY   PEM of the server's certificate and key (each of these three also as base64 of PEM)
     HPSB_CONFIG          what it may do (casemate.hpsb.config)
     HPSB_SECRET_WORKLOAD, HPSB_SECRET_ENV    what its state is encrypted under, one from each party
@@ -35,7 +35,7 @@ import signal
 import ssl
 import sys
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -393,18 +393,34 @@ class Server(ThreadingHTTPServer):
 
 
 def context(authority: bytes, certificate: bytes, key: bytes) -> ssl.SSLContext:
-    """Return what the server speaks: TLS 1.3, and a client's certificate of ``authority`` is needed. All PEM."""
+    """Return what the server speaks: TLS 1.3, and a client's certificate of ``authority`` is needed. All PEM.
+
+    Where ``authority`` holds revocation lists, a client needs one of its issuer that has not ended and does not name it.
+    """
     tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     tls.minimum_version = ssl.TLSVersion.TLSv1_3
     tls.verify_mode = ssl.CERT_REQUIRED
-    tls.load_verify_locations(cadata=authority.decode("ascii"))
+    with _file(authority) as path:  # of text, Python takes the certificates and passes over the lists
+        tls.load_verify_locations(path)
+    held = tls.cert_store_stats()
+    if not held["x509"]:
+        raise ValueError("no authority")
+    if held["crl"]:
+        tls.verify_flags |= ssl.VERIFY_CRL_CHECK_LEAF
+    with _file(certificate + b"\n" + key) as path:
+        tls.load_cert_chain(path)
+    return tls
+
+
+@contextlib.contextmanager
+def _file(data: bytes) -> Iterator[str]:
+    """A file in memory: OpenSSL reads from files only."""
     memory = os.memfd_create("tls", os.MFD_CLOEXEC)
-    try:  # OpenSSL reads from files only: this one is in memory
-        os.write(memory, certificate + b"\n" + key)
-        tls.load_cert_chain(f"/proc/self/fd/{memory}")
+    try:
+        os.write(memory, data)
+        yield f"/proc/self/fd/{memory}"
     finally:
         os.close(memory)
-    return tls
 
 
 def told_by(environment: Mapping[str, str]) -> tuple[ssl.SSLContext, Config, Secrets]:

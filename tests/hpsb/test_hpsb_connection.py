@@ -1,0 +1,83 @@
+"""The connection of client and build server, by real TLS; what the server does is played."""
+
+from __future__ import annotations
+
+import datetime
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.serialization import Encoding
+
+from casemate.demo.pki import Authority, Identity
+from casemate.hpsb import server
+from casemate.hpsb.client import Client, settings
+from casemate.hpsb.errors import BuildError
+
+CLIENTS, SERVERS = Authority.create("Clients"), Authority.create("Servers")
+
+
+class Service:
+    """Answers every status with what it was given."""
+
+    def __init__(self, answer: Any) -> None:
+        self.answer = answer
+
+    def status(self) -> Any:
+        return self.answer
+
+
+@contextmanager
+def running(authority: bytes, answer: Any) -> Iterator[int]:
+    own = SERVERS.server(("localhost",))
+    service: Any = Service(answer)
+    one = server.Server(("127.0.0.1", 0), service, server.context(authority, own.certificate, own.key))
+    threading.Thread(target=one.serve_forever, args=(0.05,), daemon=True).start()
+    try:
+        yield one.server_address[1]
+    finally:
+        one.shutdown()
+        one.server_close()
+
+
+def client(directory: Path, port: int, identity: Identity) -> Client:
+    (directory / "ca.crt").write_bytes(SERVERS.certificate)
+    (directory / "client.crt").write_bytes(identity.certificate)
+    (directory / "client.key").write_bytes(identity.key)
+    text = f"{{server: 'https://localhost:{port}', ca: ca.crt, certificate: client.crt, key: client.key, keys: keys}}"
+    return Client(settings(text.encode(), directory))
+
+
+def revocation_list(revoked: Identity, days: int = 9) -> bytes:
+    issuer, now = x509.load_pem_x509_certificate(CLIENTS.certificate), datetime.datetime.now(datetime.UTC)
+    serial = x509.load_pem_x509_certificate(revoked.certificate).serial_number
+    entry = x509.RevokedCertificateBuilder().serial_number(serial).revocation_date(now).build()
+    builder = x509.CertificateRevocationListBuilder().issuer_name(issuer.subject)
+    builder = builder.last_update(now - datetime.timedelta(10)).next_update(now + datetime.timedelta(days))
+    return builder.add_revoked_certificate(entry).sign(CLIENTS._key, hashes.SHA256()).public_bytes(Encoding.PEM)
+
+
+def refusal(one: Client) -> str:
+    with pytest.raises(BuildError) as error:
+        one.ask("GET", "/v1/status")
+    return error.value.id
+
+
+def test_a_revoked_client_is_refused_and_the_others_are_not(tmp_path: Path) -> None:
+    revoked, good = CLIENTS.client("gone"), CLIENTS.client("here")
+    with running(CLIENTS.certificate + revocation_list(revoked), {"hello": 1}) as port:
+        assert refusal(client(tmp_path, port, revoked)) == "HPSB-CLIENT"
+        assert client(tmp_path, port, good).ask("GET", "/v1/status") == {"hello": 1}
+    with running(CLIENTS.certificate + revocation_list(revoked, days=-1), {}) as port:
+        assert refusal(client(tmp_path, port, good)) == "HPSB-CLIENT"  # nobody knows who was revoked since
+
+
+def test_a_list_alone_is_no_authority() -> None:
+    own = SERVERS.server(("localhost",))
+    with pytest.raises(ValueError, match="no authority"):
+        server.context(revocation_list(own), own.certificate, own.key)
