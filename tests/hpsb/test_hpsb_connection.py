@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import datetime
+import json
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,21 +16,37 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from casemate.demo.pki import Authority, Identity
-from casemate.hpsb import server
+from casemate.hpsb import manifest, server, vault
 from casemate.hpsb.client import Client, settings
 from casemate.hpsb.errors import BuildError
+from program import Result
 
+Run = Callable[..., Result]
 CLIENTS, SERVERS = Authority.create("Clients"), Authority.create("Servers")
 
 
 class Service:
-    """Answers every status with what it was given."""
+    """Answers whatever it is asked with what it was given."""
 
     def __init__(self, answer: Any) -> None:
-        self.answer = answer
+        self.answer = self.manifest = self.log = answer
 
     def status(self) -> Any:
         return self.answer
+
+    def document(self) -> Any:
+        return self.answer
+
+    def told(self, name: str) -> Any:
+        return self
+
+    def start(self, document: Any) -> Any:
+        return self.answer
+
+    def bring(self, data: bytes, least: int) -> Any:
+        return self.answer
+
+    done, clean = told, status
 
 
 @contextmanager
@@ -46,11 +63,17 @@ def running(authority: bytes, answer: Any) -> Iterator[int]:
 
 
 def client(directory: Path, port: int, identity: Identity) -> Client:
+    return Client(settings(written(directory, port, identity), directory))
+
+
+def written(directory: Path, port: int, identity: Identity) -> bytes:
+    """The settings, and the files that they name."""
     (directory / "ca.crt").write_bytes(SERVERS.certificate)
     (directory / "client.crt").write_bytes(identity.certificate)
     (directory / "client.key").write_bytes(identity.key)
     text = f"{{server: 'https://localhost:{port}', ca: ca.crt, certificate: client.crt, key: client.key, keys: keys}}"
-    return Client(settings(text.encode(), directory))
+    (directory / "build.yaml").write_text(text)
+    return text.encode()
 
 
 def revocation_list(revoked: Identity, days: int = 9) -> bytes:
@@ -81,3 +104,22 @@ def test_a_list_alone_is_no_authority() -> None:
     own = SERVERS.server(("localhost",))
     with pytest.raises(ValueError, match="no authority"):
         server.context(revocation_list(own), own.certificate, own.key)
+
+
+@pytest.mark.parametrize("command", ["manifest", "image"])
+def test_the_manifest_of_another_job_is_refused(run: Run, tmp_path: Path, command: str) -> None:
+    state = vault.create("gpg")
+    keys = manifest.Keys(state.server, "gpg", manifest.public_of(state.cosign), manifest.public_of(state.manifest))
+    (tmp_path / "keys").write_text(json.dumps(keys.document()))
+    statement = {
+        "job": "a" * 12,
+        "server": {"id": keys.server},
+        "keys": {"gpg": keys.gpg, "cosign": keys.cosign},
+        "image": {"name": "r.example.com/app", "tag": "1", "digest": f"sha256:{'1' * 64}"},
+    }
+    with running(CLIENTS.certificate, manifest.sign(statement, state.manifest)) as port:
+        written(tmp_path, port, CLIENTS.client("me"))
+        told = run("build", command, "b" * 12, "--json")
+        assert told.code == 1 and json.loads(told.out)["error"]["id"] == "HPSB-MANIFEST"
+        if command == "image":
+            assert run("build", command, "a" * 12).code == 0

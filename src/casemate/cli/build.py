@@ -180,13 +180,8 @@ def manifest(config: str, job: str, output: str | None, signature: str | None, a
     casemate build manifest app.manifest                verify it again, without the server
     """
     from casemate.cli.ui import write_output
-    from casemate.hpsb.errors import refused
-    from casemate.hpsb.manifest import verify
 
-    data, keys = _manifest(config, job)
-    statement = verify(data, keys)
-    if not Path(job).is_file() and statement["job"] != job:
-        raise refused("MANIFEST", "the server gave the manifest of another job", "do not use it", job)
+    data, statement = _manifest(config, job)
     if output is not None:
         write_output(output, data)
     if signature is not None:
@@ -232,10 +227,9 @@ def image(config: str, job: str, by: str, output: str | None, as_json: bool) -> 
     import yaml
 
     from casemate.cli.ui import write_output
-    from casemate.hpsb.manifest import images, verify
+    from casemate.hpsb.manifest import images
 
-    data, keys = _manifest(config, job)
-    name, part = images(verify(data, keys), by)
+    name, part = images(_manifest(config, job)[1], by)
     if as_json:
         click.echo(json.dumps({"image": name, "images": part}))
         return
@@ -349,16 +343,22 @@ def _keys(path: Path) -> Keys:
     return parse_keys(read_input(str(path), LARGEST))
 
 
-def _manifest(config: str, job: str) -> tuple[bytes, Keys]:
-    """Return a signed manifest, of a file or of a job, and the keys to verify it with."""
+def _manifest(config: str, job: str) -> tuple[bytes, dict[str, Any]]:
+    """Return a signed manifest, of a file or of a job, and what it says, verified: of this job and no other."""
     from casemate.cli.ui import read_input
     from casemate.hpsb.client import settings
-    from casemate.hpsb.manifest import LARGEST
+    from casemate.hpsb.errors import refused
+    from casemate.hpsb.manifest import LARGEST, verify
 
     keys = _keys(settings(read_input(config, _LARGEST_CONFIG), Path(config).parent).keys)
     if Path(job).is_file():
-        return read_input(job, LARGEST), keys
-    return _client(config)[0].fetch("GET", f"/v1/jobs/{_name(job)}/manifest"), keys
+        data = read_input(job, LARGEST)
+        return data, verify(data, keys)
+    data = _client(config)[0].fetch("GET", f"/v1/jobs/{_name(job)}/manifest")
+    statement = verify(data, keys)
+    if statement["job"] != job:
+        raise refused("MANIFEST", "the server gave the manifest of another job", "do not use it", job)
+    return data, statement
 
 
 def _name(job: str) -> str:
