@@ -13,7 +13,12 @@ from typing import Any
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.serialization import Encoding
+from cryptography.hazmat.primitives.serialization import (
+    BestAvailableEncryption,
+    Encoding,
+    PrivateFormat,
+    load_pem_private_key,
+)
 
 from casemate.demo.pki import Authority, Identity
 from casemate.hpsb import manifest, server, vault
@@ -39,6 +44,9 @@ class Service:
 
     def told(self, name: str) -> Any:
         return self
+
+    def init(self) -> Any:
+        return self.answer
 
     def start(self, document: Any) -> Any:
         return self.answer
@@ -123,3 +131,35 @@ def test_the_manifest_of_another_job_is_refused(run: Run, tmp_path: Path, comman
         assert told.code == 1 and json.loads(told.out)["error"]["id"] == "HPSB-MANIFEST"
         if command == "image":
             assert run("build", command, "a" * 12).code == 0
+
+
+@pytest.mark.parametrize("answer", [{}, {"jobs": [{}], "version": "1", "keys": None, "generation": 1}, {"job": 1}])
+@pytest.mark.parametrize(
+    "words", ["status", f"status {'a' * 12}", f"log {'a' * 12}", "clean", "start", "state import state", "init"]
+)
+def test_an_answer_of_another_form_is_refused(run: Run, tmp_path: Path, words: str, answer: Any) -> None:
+    (tmp_path / "state").write_bytes(b"state")
+    more = (
+        ["--repository", "https://g.example.com/a", "--revision", "1", "--name", "a", "--wait"]
+        if words == "start"
+        else []
+    )
+    with running(CLIENTS.certificate, answer) as port:
+        written(tmp_path, port, CLIENTS.client("me"))
+        told = run("build", *words.split(), *more)
+    expected = "HPSB-KEYS: " if words == "init" else "HPSB-SERVER: "
+    assert told.code == 1 and told.err.startswith(expected), told
+
+
+def test_a_key_with_a_password_is_refused_and_nobody_is_asked(tmp_path: Path) -> None:
+    one = CLIENTS.client("me")
+    key = load_pem_private_key(one.key, None)
+    locked = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, BestAvailableEncryption(b"secret"))
+    with pytest.raises(BuildError) as error:
+        client(tmp_path, 1, Identity(one.certificate, locked))
+    assert error.value.id == "HPSB-SETTINGS" and "password" in error.value.cause
+    told = {name: "x" * 20 for name in server.VARIABLES}
+    told["CLIENT_CA"], told["SERVER_CRT"] = CLIENTS.certificate.decode(), one.certificate.decode()
+    with pytest.raises(BuildError) as error:
+        server.told_by({**told, "SERVER_KEY": locked.decode()})
+    assert error.value.id == "HPSB-CONFIG"

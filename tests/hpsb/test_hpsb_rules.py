@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import hashlib
 import json
@@ -89,6 +90,14 @@ def test_a_configuration_says_what_may_be_reached() -> None:
         {"limits": {"minutes": True}},
         {"limits": {"hours": 1}},
         {"authorities": 1},
+        {"authorities": "nonsense"},
+        {"addresses": {"a:1": "1.2.3.4:99999999"}},
+        {"addresses": {"a:99999": "1.2.3.4:1"}},
+        {"hosts": ["a:99999"]},
+        {"hosts": ["a:0"]},
+        {"registries": {"a": {"hosts": ["b:65536"]}}},
+        {"registries": {"a:65536": {}}},
+        {"repositories": {"https://x:65536/": {}}},
         {"more": 1},
     ],
 )
@@ -155,6 +164,9 @@ def test_settings_name_files_beside_them() -> None:
     assert settings(text, Path("/there")).key == Path("/there/c")
     for wrong in (b"{}", b"[", text.replace(b"https", b"http"), text.replace(b"ca: a", b"ca: 1")):
         assert refusal(settings, wrong, Path()) == "HPSB-SETTINGS"
+    for host in (b"a..b:1", b"a" * 64, b"x:99999", b"x:65536", b"x:0", b"..", b"."):
+        assert refusal(settings, text.replace(b"x:1", host), Path()) == "HPSB-SETTINGS"
+    assert refusal(settings, text.replace(b"ca: a", b'ca: "a\\0"'), Path()) == "HPSB-SETTINGS"
 
 
 # ------------------------------------------------------------------------------------------------- Containerfiles
@@ -372,6 +384,18 @@ def test_a_manifest_holds_for_its_key_and_its_keys_only() -> None:
     for wrong in (by_another, other_keys, other_server, signed.replace(b"secure-build", b"secure-guild")):
         assert refusal(manifest.verify, wrong, KEYS) == "HPSB-MANIFEST"
     assert manifest.parse_keys(json.dumps(KEYS.document()).encode()) == KEYS
+
+
+def test_keys_of_a_curve_that_nobody_knows_are_refused() -> None:
+    one = state()
+    good = manifest.Keys("a" * 32, "gpg", manifest.public_of(one.cosign), manifest.public_of(one.manifest)).document()
+    assert manifest.parse_keys(json.dumps(good).encode()).server == "a" * 32
+    der = base64.b64decode("".join(good["cosign"].splitlines()[1:-1]))
+    p256, other = bytes.fromhex("06082a8648ce3d030107"), bytes.fromhex("06082a8648ce3d03017f")
+    assert p256 in der
+    text = base64.b64encode(der.replace(p256, other)).decode()
+    good["cosign"] = f"-----BEGIN PUBLIC KEY-----\n{text}\n-----END PUBLIC KEY-----\n"
+    assert refusal(manifest.parse_keys, json.dumps(good).encode()) == "HPSB-KEYS"
 
 
 def test_every_identifier_stands_on_the_page() -> None:

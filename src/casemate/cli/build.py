@@ -108,7 +108,7 @@ def start(
         **{"repository": repository, "revision": revision, "containerfile": containerfile, "name": name, "tag": tag},
         **{"arguments": {key: value for key, _, value in given}, "expect": expect},
     }
-    identity = client.ask("POST", "/v1/jobs", job)["job"]
+    identity = client.ask("POST", "/v1/jobs", job, {"job": str})["job"]
     if not wait:
         click.echo(json.dumps({"job": identity}) if as_json else identity)
         return 0
@@ -129,10 +129,12 @@ def status(config: str, job: str | None, as_json: bool) -> int:
     casemate build status
     casemate build status JOB
     """
+    from casemate.hpsb.client import STATUS, TOLD
+
     client, _ = _client(config)
     if job is not None:
-        return _tell([client.ask("GET", f"/v1/jobs/{_name(job)}")], as_json)
-    told = client.ask("GET", "/v1/status")
+        return _tell([client.ask("GET", f"/v1/jobs/{_name(job)}", form=TOLD)], as_json)
+    told = client.ask("GET", "/v1/status", form=STATUS)
     if as_json:
         click.echo(json.dumps(told))
         return 0
@@ -152,10 +154,12 @@ def log(config: str, job: str, follow: bool) -> None:
     \b
     casemate build log JOB -f
     """
+    from casemate.hpsb.client import TOLD
+
     client, _ = _client(config)
     at = 0
     while True:
-        ended = client.ask("GET", f"/v1/jobs/{_name(job)}")["state"] in ("done", "failed")
+        ended = client.ask("GET", f"/v1/jobs/{_name(job)}", form=TOLD)["state"] in ("done", "failed")
         part = client.fetch("GET", f"/v1/jobs/{_name(job)}/log?from={at}")
         at += len(part)
         click.echo(_printable(part), nl=False)
@@ -252,7 +256,7 @@ def clean(config: str, as_json: bool) -> None:
     casemate build clean
     """
     client, _ = _client(config)
-    told = client.ask("POST", "/v1/clean")
+    told = client.ask("POST", "/v1/clean", form={"forgotten": int})
     click.echo(json.dumps(told) if as_json else f"{told['forgotten']} jobs forgotten")
 
 
@@ -302,13 +306,14 @@ def import_(config: str, file: str, least: int, as_json: bool) -> None:
     casemate build state import build.state --least 17
     """
     from casemate.cli.ui import read_input, write_output
+    from casemate.hpsb.client import read
     from casemate.hpsb.errors import refused
     from casemate.hpsb.manifest import parse_keys
     from casemate.hpsb.vault import LARGEST
 
     client, keys = _client(config)
     told = client.fetch("POST", f"/v1/state/import?least={least}", read_input(file, LARGEST))
-    answer: dict[str, Any] = json.loads(told)
+    answer = read(told, {"keys": dict, "generation": int, "builds": int})
     data = json.dumps(answer["keys"], indent=1).encode() + b"\n"
     brought = parse_keys(data)
     if not keys.exists():
@@ -373,11 +378,12 @@ def _name(job: str) -> str:
 
 def _wait(client: Client, job: str, quiet: bool) -> dict[str, Any]:
     from casemate.cli.ui import steps
+    from casemate.hpsb.client import TOLD
 
     phase = None
     with steps(f"job {job}", quiet) as step:
         while True:
-            told: dict[str, Any] = client.ask("GET", f"/v1/jobs/{job}")
+            told: dict[str, Any] = client.ask("GET", f"/v1/jobs/{_name(job)}", form=TOLD)
             if told["state"] in ("done", "failed"):
                 return told
             if (now := told["phase"] or told["state"]) != phase:

@@ -117,10 +117,11 @@ def parse_config(text: str) -> Config:
     if not isinstance(document, dict) or set(document) - known:
         raise _wrong("the whole", f"a mapping of {', '.join(sorted(known))}")
     repositories = _logins(document, "repositories")
-    if not repositories or not all(_URL.fullmatch(url) and "/../" not in f"{url}/" for url in repositories):
+    urls = [_URL.fullmatch(url) for url in repositories]
+    if not urls or not all(url and _port(url["port"]) and "/../" not in f"{url[0]}/" for url in urls):
         raise _wrong("repositories", "at least one URL of the kind https://host/path")
     registries, images = _logins(document, "registries"), _logins(document, "images")
-    if not all(_HOST.fullmatch(name) for name in registries):
+    if not all(_is_host(name) for name in registries):
         raise _wrong("registries", "names of hosts, with their ports")
     for name in images:
         try:
@@ -141,7 +142,7 @@ def parse_config(text: str) -> Config:
         numbers["source_mib"] << 20, numbers["fetch_mib"] << 20, numbers["job_mib"] << 20, numbers["minutes"] * 60
     )
     authorities = document.get("authorities") or ""
-    if not isinstance(authorities, str):
+    if not isinstance(authorities, str) or (authorities and not _certificates(authorities)):
         raise _wrong("authorities", "certificates, PEM")
     return Config(
         repositories, registries, images, _hosts(document.get("hosts"), "hosts"), authorities,
@@ -237,7 +238,7 @@ def _logins(document: Mapping[str, Any], key: str) -> dict[str, Login]:
 
 def _hosts(value: Any, place: str) -> tuple[str, ...]:
     listed = value or []
-    if not isinstance(listed, list) or not all(isinstance(item, str) and _HOST.fullmatch(item) for item in listed):
+    if not isinstance(listed, list) or not all(isinstance(item, str) and _is_host(item) for item in listed):
         raise _wrong(place, "a list of host or host:port")
     return tuple(item if ":" in item else f"{item}:443" for item in listed)
 
@@ -247,10 +248,29 @@ def _addresses(value: Any) -> dict[str, tuple[str, int]]:
     try:
         for name, where in value.items():
             host, _, port = where.rpartition(":")
+            if not _is_host(name) or not _port(port):
+                raise ValueError
             found[name if ":" in name else f"{name}:443"] = (str(ipaddress.ip_address(host.strip("[]"))), int(port))
     except (AttributeError, ValueError, TypeError):
         raise _wrong("addresses", "a mapping of host:port to address:port") from None
     return found
+
+
+def _is_host(text: str) -> bool:
+    return bool(_HOST.fullmatch(text)) and _port(text.partition(":")[2] or None)
+
+
+def _port(text: str | None) -> bool:
+    return text is None or (bool(re.fullmatch("[0-9]{1,5}", text)) and 0 < int(text) < 1 << 16)
+
+
+def _certificates(text: str) -> bool:
+    from cryptography.x509 import load_pem_x509_certificates
+
+    try:
+        return bool(load_pem_x509_certificates(text.encode()))
+    except ValueError:
+        return False
 
 
 def _wrong(place: str, what: str) -> BuildError:

@@ -131,10 +131,14 @@ def images(statement: Mapping[str, Any], by: str) -> tuple[str, dict[str, Any]]:
 
 
 def _public(pem: str) -> Any:
+    from cryptography.exceptions import UnsupportedAlgorithm
     from cryptography.hazmat.primitives.asymmetric import ec
     from cryptography.hazmat.primitives.serialization import load_pem_public_key
 
-    key = load_pem_public_key(pem.encode())
+    try:
+        key = load_pem_public_key(pem.encode())
+    except UnsupportedAlgorithm:
+        raise ValueError from None
     if not isinstance(key, ec.EllipticCurvePublicKey):
         raise ValueError
     return key

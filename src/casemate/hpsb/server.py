@@ -408,7 +408,7 @@ def context(authority: bytes, certificate: bytes, key: bytes) -> ssl.SSLContext:
     if held["crl"]:
         tls.verify_flags |= ssl.VERIFY_CRL_CHECK_LEAF
     with _file(certificate + b"\n" + key) as path:
-        tls.load_cert_chain(path)
+        tls.load_cert_chain(path, password="")  # an encrypted key is refused: OpenSSL would ask at a terminal
     return tls
 
 
