@@ -239,3 +239,26 @@ def test_commands_collect_signatures_and_refuse_what_was_replaced(run: Run, tmp_
     assert sign("alice", 2).code == sign("bob", 2).code == 0 and check(2) == "alice,bob"
     file.write_bytes(CONTENT)
     assert check(1) == "APPROVAL-REPLAY"
+
+
+@pytest.mark.parametrize("state", ["nowhere/last", "", ".", "..", "file/last"])
+def test_a_state_that_can_not_be_kept_is_a_sentence_and_json(run: Run, tmp_path: Path, state: str) -> None:
+    (tmp_path / "reviewers.json").write_bytes(document({name: pem(name) for name in NAMES}))
+    for name in ("file", "approval"):
+        (tmp_path / name).touch()
+    words = [
+        "approval",
+        "verify",
+        "file",
+        "--approval",
+        "approval",
+        "--reviewers",
+        "reviewers.json",
+        "--subject",
+        "s",
+        "--state",
+    ]
+    told = run(*words, state, "--json")
+    error = json.loads(told.out)["error"]
+    assert (told.code, error["id"]) == (1, "CLI-FILE") and error["where"] and error["cure"]
+    assert told.err.startswith("CLI-FILE: ") and error["cure"] in told.err

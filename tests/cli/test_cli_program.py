@@ -304,3 +304,14 @@ def test_a_program_that_is_ended_leaves_nothing_half_done(tmp_path: Path) -> Non
     process.terminate()
     assert process.wait(30) == 130
     assert list(work.iterdir()) == []
+
+
+@pytest.mark.parametrize("output", ["", ".", "..", "there/", "there/."])
+def test_an_output_that_names_no_file_is_refused(run: Run, tmp_path: Path, pair: Pair, output: str) -> None:
+    (tmp_path / "there").mkdir()
+    (tmp_path / "env.yaml").write_text("type: env\nlogging: {}\n")
+    (tmp_path / "plan.yaml").write_text("{}")
+    (tmp_path / "image.crt").write_bytes(pair.certificate)
+    for words in ("ceremony plan plan.yaml", "contract seal env.yaml --cert image.crt"):
+        told = run(*words.split(), "-o", output, "--json")
+        assert told.code == 1 and json.loads(told.out)["error"]["id"] == "CLI-FILE", told

@@ -109,11 +109,19 @@ def main() -> NoReturn:
     except BrokenPipeError:
         sys.stderr.close()
         sys.exit(1)
-    except OSError as error:  # files have their own errors; this is a full disk behind standard output, or the like
+    except (
+        OSError
+    ) as error:  # most files have their own errors; this is the rest, and a full disk behind standard output
         import os
 
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what is still in the buffer would fail again at the end
-        print(f"CLI-FILE: {error.filename or 'standard output'}: {error.strerror}", file=sys.stderr)
+        where, cause = str(error.filename or "standard output"), error.strerror or str(error)
+        cure = "is it there, may you use it, has it room?"
+        try:
+            _as_json("CLI-FILE", where, cause, cure)
+            sys.stdout.flush()
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what is still in the buffer would fail again at the end
+        print(CasemateError(cause, cure, where, id="CLI-FILE").diagnostics(), file=sys.stderr)
         sys.exit(1)
 
 

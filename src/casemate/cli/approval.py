@@ -106,13 +106,14 @@ def verify(file: str, envelope: str, reviewers: str, subject: str, state: Path |
     import os
 
     from casemate import approval as approvals
-    from casemate.cli.ui import read_input, write_output
+    from casemate.cli.ui import read_input, require_file_name, write_output
 
     who = approvals.parse_reviewers(read_input(reviewers, approvals.LARGEST))
     content, data = read_input(file, _LARGEST_CONTENT), read_input(envelope, approvals.LARGEST)
     with contextlib.ExitStack() as stack:
         last: dict[str, tuple[int, str]] = {}
         if state is not None:
+            require_file_name(str(state))
             lock = os.open(state.with_name(f".{state.name}.lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
             stack.callback(os.close, lock)
             fcntl.flock(lock, fcntl.LOCK_EX)

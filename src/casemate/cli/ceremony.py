@@ -76,9 +76,10 @@ def plan(file: Path, output: str, as_json: bool) -> None:
     from casemate.build import ceremonyhost as host
     from casemate.build import forms, keyset, signers
     from casemate.build.ceremonyplan import LONGEST_MINUTES, CeremonyError, Role
-    from casemate.cli.ui import read_input, steps, write_output
+    from casemate.cli.ui import read_input, require_file_name, steps, write_output
     from casemate.contract.document import parse
 
+    require_file_name(output)
     said: Any = parse(read_input(str(file), 256 << 10))
     try:
         roles = {name: Role(tuple(one["people"]), one["quorum"]) for name, one in said["roles"].items()}

@@ -86,20 +86,29 @@ def read_header(path: str) -> Header:
         raise CasemateError(f"can't be read: {error.strerror}", "check the name", path, id="CLI-FILE") from None
 
 
+def require_file_name(path: str) -> str:
+    """Return the path. Raises :class:`CasemateError`: it is empty, or ``.``, or ends in a directory."""
+    import os
+
+    if os.path.basename(path) in ("", ".", ".."):  # noqa: PTH119  (every command pays for the import of pathlib)
+        raise CasemateError("is not the name of a file", "name a file", path or "''", id="CLI-FILE")
+    return path
+
+
 def write_output(path: str | None, data: bytes, mode: int = 0o644) -> None:
     """Write to a file, whole or not at all; to standard output where ``path`` is ``None`` or ``-``.
 
     A new file takes the place of an old one; a link stays and what it leads to is replaced. What is no regular file, a
     device or a pipe, is written to. ``mode`` is what the user's umask leaves of it.
     """
-    if path in (None, "-"):
+    if path is None or path == "-":
         sys.stdout.buffer.write(data)
         sys.stdout.buffer.flush()
         return
     import os
     import stat
 
-    target = os.path.realpath(path or "")
+    target = os.path.realpath(require_file_name(path))
     try:
         try:
             regular = stat.S_ISREG(os.stat(target).st_mode)  # noqa: PTH116  (every command pays for pathlib)
@@ -120,6 +129,4 @@ def write_output(path: str | None, data: bytes, mode: int = 0o644) -> None:
             os.unlink(new)  # noqa: PTH108
             raise
     except OSError as error:
-        raise CasemateError(
-            f"can't be written: {error.strerror}", "check the directory", str(path), id="CLI-FILE"
-        ) from None
+        raise CasemateError(f"can't be written: {error.strerror}", "check the directory", path, id="CLI-FILE") from None
