@@ -234,6 +234,12 @@ def test_commands_collect_signatures_and_refuse_what_was_replaced(run: Run, tmp_
     assert json.loads(sign("bob", key="alice").out)["error"]["id"] == "APPROVAL-REVIEWERS"
     assert json.loads(sign("mallory", key="alice").out)["error"]["id"] == "APPROVAL-REVIEWERS"
     assert json.loads(sign("carol").out)["missing"] == 0 and check() == check() == "alice,carol"
+    for more in ([], ["--json"]):  # the approval alone goes to standard output
+        told = run(
+            *("approval", "sign", "build.yaml", *base, "--as=bob", "--key=file:bob.key", "--revision=1", "-o", "-"),
+            *more,
+        )
+        assert set(json.loads(told.out)) == {"payload", "payloadType", "signatures"} and "bob" in told.err
     file.write_bytes(b"packages: [evil]\n")
     assert check() == "APPROVAL-OTHER" and json.loads(sign("bob").out)["error"]["id"] == "APPROVAL-OTHER"
     assert sign("alice", 2).code == sign("bob", 2).code == 0 and check(2) == "alice,bob"
@@ -246,19 +252,8 @@ def test_a_state_that_can_not_be_kept_is_a_sentence_and_json(run: Run, tmp_path:
     (tmp_path / "reviewers.json").write_bytes(document({name: pem(name) for name in NAMES}))
     for name in ("file", "approval"):
         (tmp_path / name).touch()
-    words = [
-        "approval",
-        "verify",
-        "file",
-        "--approval",
-        "approval",
-        "--reviewers",
-        "reviewers.json",
-        "--subject",
-        "s",
-        "--state",
-    ]
-    told = run(*words, state, "--json")
+    words = ["--approval=approval", "--reviewers=reviewers.json", "--subject=s", f"--state={state}"]
+    told = run("approval", "verify", "file", *words, "--json")
     error = json.loads(told.out)["error"]
     assert (told.code, error["id"]) == (1, "CLI-FILE") and error["where"] and error["cure"]
     assert told.err.startswith("CLI-FILE: ") and error["cure"] in told.err

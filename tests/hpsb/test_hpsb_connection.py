@@ -121,8 +121,10 @@ def test_the_manifest_of_another_job_is_refused(run: Run, tmp_path: Path, comman
     (tmp_path / "keys").write_text(json.dumps(keys.document()))
     statement = {
         "job": "a" * 12,
-        "server": {"id": keys.server},
+        "server": {"id": keys.server, "version": "1"},
         "keys": {"gpg": keys.gpg, "cosign": keys.cosign},
+        "source": {"repository": "r", "revision": "1", "containerfile": "C", "containerfile_sha256": "2"},
+        **{"bases": [], "arguments": [], "network": [], "time": "now", "before": []},
         "image": {"name": "r.example.com/app", "tag": "1", "digest": f"sha256:{'1' * 64}"},
     }
     with running(CLIENTS.certificate, manifest.sign(statement, state.manifest)) as port:
@@ -131,6 +133,9 @@ def test_the_manifest_of_another_job_is_refused(run: Run, tmp_path: Path, comman
         assert told.code == 1 and json.loads(told.out)["error"]["id"] == "HPSB-MANIFEST"
         if command == "image":
             assert run("build", command, "a" * 12).code == 0
+        else:
+            told = run("build", command, "a" * 12, "-o", "-")  # the manifest alone goes to standard output
+            assert json.loads(told.out)["payload"] and "digest" in told.err
 
 
 @pytest.mark.parametrize("answer", [{}, {"jobs": [{}], "version": "1", "keys": None, "generation": 1}, {"job": 1}])

@@ -41,12 +41,12 @@ def sign(
 
     from casemate import approval as approvals
     from casemate.build import signers
-    from casemate.cli.ui import read_input, write_output
+    from casemate.cli.ui import read_input, tell, write_output
 
     who = approvals.parse_reviewers(read_input(reviewers, approvals.LARGEST))
     payload = approvals.statement(subject, revision, read_input(file, _LARGEST_CONTENT), who)
     signatures: dict[str, bytes] = {}
-    if Path(output).exists():
+    if output != "-" and Path(output).exists():
         before, found = approvals.signatures_of(read_input(output, approvals.LARGEST), who)
         if before != payload:
             raise approvals.ApprovalError(
@@ -78,9 +78,10 @@ def sign(
         write_output(output, made)
     missing = max(0, who.threshold - len(signatures))
     if as_json:
-        click.echo(json.dumps({"signed": sorted(signatures), "threshold": who.threshold, "missing": missing}))
+        said = {"signed": sorted(signatures), "threshold": who.threshold, "missing": missing}
+        tell(output, json.dumps(said))
     else:
-        click.echo(f"{output}: signed by {', '.join(sorted(signatures))}" + (f"; {missing} more" if missing else ""))
+        tell(output, f"{output}: signed by {', '.join(sorted(signatures))}" + (f"; {missing} more" if missing else ""))
 
 
 @approval.command()

@@ -183,15 +183,16 @@ def manifest(config: str, job: str, output: str | None, signature: str | None, a
     casemate build manifest JOB -o app.manifest
     casemate build manifest app.manifest                verify it again, without the server
     """
-    from casemate.cli.ui import write_output
+    from casemate.cli.ui import tell, write_output
 
     data, statement = _manifest(config, job)
     if output is not None:
         write_output(output, data)
     if signature is not None:
         write_output(signature, _client(config)[0].fetch("GET", f"/v1/jobs/{_name(statement['job'])}/signature"))
+    shown = "-" if "-" in (output, signature) else ""
     if as_json:
-        click.echo(json.dumps(statement))
+        tell(shown, json.dumps(statement))
         return
     source, made = statement["source"], statement["image"]
     rows = [
@@ -206,7 +207,7 @@ def manifest(config: str, job: str, output: str | None, signature: str | None, a
         *(("before", f"{digest}: the same inputs gave another image") for digest in statement["before"]),
     ]
     for name, text in rows:
-        click.echo(f"{name:<14} {_printable(str(text).encode())}")
+        tell(shown, f"{name:<14} {_printable(str(text).encode())}")
 
 
 @build.command()
@@ -275,16 +276,15 @@ def export_(config: str, output: str, as_json: bool) -> None:
     \b
     casemate build state export -o build.state
     """
-    from casemate.cli.ui import write_output
+    from casemate.cli.ui import tell, write_output
     from casemate.hpsb.vault import generation_of
 
     client, _ = _client(config)
     data = client.fetch("POST", "/v1/state/export")
     write_output(output, data, 0o600)
     generation = generation_of(data)
-    click.echo(
-        json.dumps({"path": output, "generation": generation}) if as_json else f"{output}: generation {generation}"
-    )
+    told = json.dumps({"path": output, "generation": generation}) if as_json else f"{output}: generation {generation}"
+    tell(output, told)
 
 
 @state.command("import")

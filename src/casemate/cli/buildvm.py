@@ -97,7 +97,7 @@ def job(
     """
     from casemate.build import buildvm as builders
     from casemate.build import job as jobs
-    from casemate.cli.ui import read_input, steps, write_output
+    from casemate.cli.ui import read_input, steps, tell, write_output
 
     if mode == "crl" and (host_keys or keyset or reviewers):
         raise click.UsageError("a revocation list is for no host and has no reviewers")
@@ -132,13 +132,15 @@ def job(
     if as_json:
         import hashlib
 
-        click.echo(json.dumps({"path": output, "subject": subject, "sha256": hashlib.sha256(data).hexdigest()}))
+        said = {"path": output, "subject": subject, "sha256": hashlib.sha256(data).hexdigest()}
+        tell(output, json.dumps(said))
     else:
-        click.echo(f"{output}: {mode}, for {made.builder}, generation {made.generation}")
-        click.echo("  each reviewer reads it, then signs:")
-        click.echo(
+        tell(output, f"{output}: {mode}, for {made.builder}, generation {made.generation}")
+        tell(output, "  each reviewer reads it, then signs:")
+        tell(
+            output,
             f"  casemate approval sign {output} --reviewers {builder}/reviewers.json --subject {subject} "
-            f"--revision N --as NAME --key URI -o {output}.approval"
+            f"--revision N --as NAME --key URI -o {output}.approval",
         )
 
 

@@ -76,7 +76,7 @@ def plan(file: Path, output: str, as_json: bool) -> None:
     from casemate.build import ceremonyhost as host
     from casemate.build import forms, keyset, signers
     from casemate.build.ceremonyplan import LONGEST_MINUTES, CeremonyError, Role
-    from casemate.cli.ui import read_input, require_file_name, steps, write_output
+    from casemate.cli.ui import read_input, require_file_name, steps, tell, write_output
     from casemate.contract.document import parse
 
     require_file_name(output)
@@ -117,12 +117,11 @@ def plan(file: Path, output: str, as_json: bool) -> None:
     signers.write_private(Path(output).with_suffix(".secret"), secret)
     write_output(output, made.as_bytes())
     if as_json:
-        click.echo(json.dumps({"output": output, "plan": made.digest, "ends": str(made.not_after)}))
+        tell(output, json.dumps({"output": output, "plan": made.digest, "ends": str(made.not_after)}))
     else:
-        click.echo(f"{output}: plan {made.digest}, until {made.not_after:%Y-%m-%d %H:%M} UTC")
-        click.echo(
-            f"{Path(output).with_suffix('.secret')}: for the people of the plan; not for whoever runs the machine"
-        )
+        tell(output, f"{output}: plan {made.digest}, until {made.not_after:%Y-%m-%d %H:%M} UTC")
+        secret_file = Path(output).with_suffix(".secret")
+        tell(output, f"{secret_file}: for the people of the plan; not for whoever runs the machine")
 
 
 @ceremony.command()

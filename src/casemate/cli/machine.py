@@ -273,12 +273,14 @@ def attest(name: str, request: str, output: str) -> None:
     casemate machine attest db request.bin -o answer.bin
     casemate attestation verify --record record --image my-image --measurement answer.bin --protection-key arpk
     """
-    from casemate.cli.ui import read_input, write_output
+    from casemate.cli.ui import read_input, tell, write_output
     from casemate.machine.machines import get
     from casemate.secureexec.attestation import LARGEST_FILE
 
     write_output(output, get(name).attest(read_input(request, LARGEST_FILE)))
-    click.echo(f"{output}: answered by the software ultravisor: DEVELOPMENT, no protection from the owner of the host")
+    tell(
+        output, f"{output}: answered by the software ultravisor: DEVELOPMENT, no protection from the owner of the host"
+    )
 
 
 @machine.command()

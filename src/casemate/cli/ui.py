@@ -86,6 +86,13 @@ def read_header(path: str) -> Header:
         raise CasemateError(f"can't be read: {error.strerror}", "check the name", path, id="CLI-FILE") from None
 
 
+def tell(output: str, text: str) -> None:
+    """Say what was written to ``output``: on standard error where that is ``-``, so that the document stands alone."""
+    import click
+
+    click.echo(text, err=output == "-")
+
+
 def require_file_name(path: str) -> str:
     """Return the path. Raises :class:`CasemateError`: it is empty, or ``.``, or ends in a directory."""
     import os
