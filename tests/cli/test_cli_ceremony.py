@@ -157,3 +157,14 @@ def test_a_value_of_another_kind_is_told_before_anything_is_made(run: Run, place
     done = run("ceremony", "plan", place / "ceremony.yaml", "-o", place / "new.json")
     assert done.code == 1 and "CEREMONY-PLAN" in done.err, done.err
     assert not (place / "new.json").exists() and not (place / "new.secret").exists()
+
+
+@pytest.mark.parametrize("size", [0, 3, 15])
+def test_a_secret_that_is_too_short_is_told_and_nothing_is_sent(
+    run: Run, place: Path, open_one: Held, size: int
+) -> None:
+    (place / "short").write_bytes(b"s" * size)
+    done = join(run, place, open_one, "dave", "--secret-file", place / "short", "--json")
+    error = json.loads(done.out)["error"]
+    assert done.code == 1 and error["id"] == "CEREMONY-CONTENT" and "16 to 1024 bytes" in error["cause"]
+    assert not open_one.service.ceremony.of("contribute")

@@ -283,7 +283,13 @@ def join(
             documents = [(path.name, read_input(str(path), 64 << 10)) for path in host_keys]
             line = visit.give_hosts(name, private, documents, custody)
         elif role == plans.CUSTODIANS:
-            line = visit.contribute(name, private, read_input(str(secret_file), 1024), custody)
+            least, most = sessions.SHARE
+            share = read_input(str(secret_file), most)
+            if len(share) < least:
+                raise plans.CeremonyError(
+                    f"a secret has {least} to {most} bytes", "give more", str(secret_file), id="CEREMONY-CONTENT"
+                )
+            line = visit.contribute(name, private, share, custody)
         elif role == plans.ROOT:
             with signers.find(str(root), here).open() as above:
                 line = visit.certify(name, private, above, custody, host.custody_of(str(root)))
