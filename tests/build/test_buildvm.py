@@ -72,6 +72,9 @@ def test_a_list_job_comes_after_the_last_one(run: Run, bench: Bench, image: tupl
     bench.run((tmp_path / "list.json").read_bytes(), 2)
     for wrong in ("xyz", "5af1:because", "0"):
         assert run(*words, "--revoke", wrong).code == 1
+    for wrong in ("0x10", "1_0", " 10", "+10", "-10", "\N{FULLWIDTH DIGIT ONE}", ""):  # another's serial, or none
+        told = run(*words, "--revoke", wrong, "--json")
+        assert told.code == 1 and json.loads(told.out)["error"]["id"] == "BUILDVM-SERIAL"
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import string
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -107,6 +108,12 @@ def job(
         raise click.UsageError(
             "--revoke is for crl, --reviewers for builder; --host-key and --keyset exclude each other"
         )
+
+    for one in revoke:  # int() takes more for a number
+        if set(one.partition(":")[0]) - set(string.hexdigits):
+            raise builders.BuildError(
+                "a serial number is hexadecimal, digits only", "--revoke 5af1:key-compromise", one, id="BUILDVM-SERIAL"
+            )
 
     def text(path: Path | None) -> bytes:
         return read_input(str(path), jobs.LARGEST) if path else b""
