@@ -137,6 +137,7 @@ of a JOB {JOB}',
     "ca crl": '[{"issuer", "number", "list": path}]',
     "ca list": '[{"kind": "authority"|"issuer"|"list"|"image", "name", "subject", "serial", "until", "state", \
 "warnings": [text]}]',
+    "ca publish": '{"path", "files": [name]}',
     "ca log": '[{"n", "time", "action", "facts": {name: value}, "digest": sha256}]',
     "buildvm bundle": '{"path", "signature", "sha256"}',
     "buildvm create": '{"path", "name", "generation", "after"}',

@@ -406,7 +406,8 @@ def test_an_authority_in_a_token_is_kept_by_commands_and_no_private_key_is_a_fil
     assert [entry["n"] for entry in log] == list(range(1, len(log) + 1))
     assert run("ca", "log", "ca", "--head", log[3]["digest"]).code == 0
     assert run("ca", "log", "ca", "--head", "0" * 64).code == 1
-    assert run("ca", "publish", "ca", "public").code == 0
+    told = json.loads(run("ca", "publish", "ca", "public", "--json").out)
+    assert told == {"path": "public", "files": sorted(path.name for path in (tmp_path / "public").iterdir())}
     for path in (*authority.directory.iterdir(), *(tmp_path / "public").iterdir()):
         assert b"PRIVATE KEY" not in path.read_bytes() and pin.encode() not in path.read_bytes()
     assert not list(authority.directory.glob("*.key"))

@@ -280,7 +280,8 @@ def log(directory: Path, head: str, as_json: bool) -> None:
 @ca.command()
 @_DIRECTORY
 @click.argument("target", type=click.Path(path_type=Path, file_okay=False))
-def publish(directory: Path, target: Path) -> None:
+@_JSON
+def publish(directory: Path, target: Path, as_json: bool) -> None:
     """Write certificates and lists to TARGET, for any web server; nothing else of the authority is in it.
 
     \b
@@ -292,7 +293,10 @@ def publish(directory: Path, target: Path) -> None:
     target.mkdir(parents=True, exist_ok=True)
     for name, data in published.items():
         write_output(str(target / name), data)
-        click.echo(target / name)
+        if not as_json:
+            click.echo(target / name)
+    if as_json:
+        click.echo(json.dumps({"path": str(target), "files": sorted(published)}))
 
 
 @ca.command()
