@@ -249,6 +249,46 @@ def test_a_revoked_intermediate_takes_all_below_with_it_and_certifies_no_more(au
     assert chain(authority, leaf(authority), "intermediate-2", lists).proved
 
 
+@pytest.mark.parametrize(
+    "back", [("authority.json",), ("authority.json", "root.crl.pem"), ("authority.json", "keys.jsonl")]
+)
+def test_a_description_that_is_put_back_does_not_bring_a_revoked_intermediate_back(
+    run: Run, authority: Authority, back: tuple[str, ...]
+) -> None:
+    paths = [authority.directory / name for name in back]
+    before = [path.read_bytes() for path in paths]
+    authority.revoke_certificate(authority.intermediate_pem, "key-compromise")
+    for path, data in zip(paths, before, strict=True):
+        path.write_bytes(data)
+    assert refused(lambda: leaf(authority)) == "AUTHORITY-CURRENT"
+    assert refused(authority.require_ready) == "AUTHORITY-CURRENT"
+    assert refused(lambda: authority.intermediate_pem) == "AUTHORITY-CURRENT"
+    listed = run("ca", "list", "ca")
+    assert listed.code == 1 and b"authority.json says current: it was put back or changed" in listed.out
+    authority.rotate(algorithm="p-384")
+    assert leaf(authority)
+    assert [
+        one["state"] for one in json.loads((authority.directory / "authority.json").read_text())["intermediates"]
+    ] == [
+        "revoked",
+        "current",
+    ]
+
+
+def test_an_authority_without_its_log_does_nothing(run: Run, authority: Authority) -> None:
+    path = authority.directory / "keys.jsonl"
+    log = path.read_bytes()
+    for act in (path.unlink, lambda: path.write_bytes(b""), lambda: path.write_bytes(log[:50])):
+        act()
+        assert refused(lambda: leaf(authority)) == "AUTHORITY-LOG"
+        assert refused(lambda: authority.issue_lists()) == "AUTHORITY-LOG"
+        assert refused(lambda: authority.rotate(algorithm="p-384")) == "AUTHORITY-LOG"
+        result = run("ca", "list", "ca", "--json")
+        assert result.code == 1 and json.loads(result.out)["error"]["id"] == "AUTHORITY-LOG"
+    path.write_bytes(log + b'{"action":')  # the power went: the next line takes its place
+    assert leaf(authority) and len(authority.log()) == log.count(b"\n") + 1
+
+
 def test_a_certificate_of_a_stranger_is_not_revoked(authority: Authority, tmp_path: Path) -> None:
     other = Authority.create(tmp_path / "other", PLAN)  # the same names, other keys
     for pem in (leaf(other), other.intermediate_pem, other.root_pem, authority.root_pem):
@@ -564,6 +604,16 @@ def test_a_development_authority_of_before_goes_on_with_its_keys(tmp_path: Path)
     again.revoke_certificate(pem)
     assert problems(chain(again, pem, lists=crl(again, "intermediate"))) == ["CERTIFICATE-REVOKED"]
     assert keylog.parse((tmp_path / "ca/keys.jsonl").read_bytes())
+
+
+@pytest.mark.parametrize("development", [True, False])
+def test_an_authority_that_lost_its_description_is_none_of_before(tmp_path: Path, development: bool) -> None:
+    made = Authority.create(tmp_path / "ca", Plan("Casemate", algorithm="p-384", development=development))
+    (made.directory / "authority.json").unlink()
+    assert refused(lambda: DevelopmentCA.load_or_create(made.directory)) == "AUTHORITY-EXISTS"
+    if not development:  # what is for production is never taken for a development authority
+        (made.directory / "keys.jsonl").unlink()
+        assert refused(lambda: DevelopmentCA.load_or_create(made.directory)) == "AUTHORITY-EXISTS"
 
 
 @pytest.mark.parametrize("text", ["", "{}", '{"format": "casemate-authority/1"}', "[]", '"x"', "null"])

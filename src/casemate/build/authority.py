@@ -26,6 +26,8 @@ The rules:
 - What a key has signed is verified with the issuer's certificate, then logged, then published: in this order.
 - Numbers of revocation lists only grow, and no entry is lost: both are taken from the log too, so that an older list that
   somebody puts back is made whole again.
+- An intermediate that the root has revoked is revoked, whatever ``authority.json`` says: the log and the root's list count.
+  Without its log an authority does nothing.
 - Every change is made under a lock, and each file is replaced whole.
 """
 
@@ -440,7 +442,7 @@ class Authority:
                 states = tuple(
                     replace(each, state=REVOKED) if self._is(each, one) else each for each in described.intermediates
                 )
-                if states != described.intermediates:
+                if states != self._description().intermediates:
                     self.write_description(replace(described, intermediates=states))
             return issuer.name, new
 
@@ -463,11 +465,24 @@ class Authority:
     # --- what it shows ------------------------------------------------------------------------------------------
 
     def describe(self) -> Description:
-        """Return what the directory says that it is. Raises :class:`AuthorityError`."""
-        try:
-            return Description.parse((self.directory / DESCRIPTION).read_bytes())
-        except OSError:
-            raise _error("NONE", "there is no authority", "casemate ca init makes one", str(self.directory)) from None
+        """Return what the directory says that it is; whom the root has revoked is revoked, whatever ``authority.json`` says.
+
+        Raises :class:`AuthorityError`, or :class:`~casemate.build.keylog.KeyLogError` where the log is away or does not hold.
+        """
+        described = self._description()
+        data = self._log_bytes()
+        # A torn last line speaks of nothing that was published; the next one takes its place.
+        entries = keylog.parse(data[: data.rfind(b"\n") + 1])
+        gone = self._revoked("root")
+        gone |= {
+            int(str(one.facts["serial"]), 16)
+            for one in entries
+            if (one.action, one.facts.get("issuer")) == ("revoke", "root")
+        }
+        states = tuple(
+            replace(one, state=REVOKED) if self._serial(one) in gone else one for one in described.intermediates
+        )
+        return replace(described, intermediates=states)
 
     @property
     def root_pem(self) -> bytes:
@@ -500,7 +515,7 @@ class Authority:
 
     def published(self) -> dict[str, bytes]:
         """Return what everybody may have: certificates (PEM) and lists (``NAME.crl`` DER, as RFC 5280 has it, and PEM)."""
-        described, found = self.describe(), {}
+        described, found = self._description(), {}
         for name in ("root", "chain", *(one.name for one in described.intermediates)):
             for suffix in ("crt", "crl.pem"):
                 path = self.directory / f"{name}.{suffix}"
@@ -513,12 +528,12 @@ class Authority:
 
     def log(self, head: str = "") -> list[keylog.Entry]:
         """Return the log of the keys, verified."""
-        path = self.directory / LOG
-        return keylog.parse(path.read_bytes() if path.is_file() else b"", head)
+        return keylog.parse(self._log_bytes(), head)
 
     def status(self) -> list[Status]:
         """Return issuers, their lists and the images' certificates, with what should be done soon."""
         described, now = self.describe(), moment()
+        written = {one.name: one.state for one in self._description().intermediates}
         found = []
         for issuer in (described.root, *described.intermediates):
             path = self.directory / f"{issuer.name}.crt"
@@ -530,6 +545,8 @@ class Authority:
             if issuer.state == CURRENT and issuer.name != "root" and end - now < IMAGE_DAYS * DAY:
                 warnings = (*warnings, "new images' certificates would end early: rotate")
             state = "" if issuer.name == "root" else issuer.state
+            if state and state != written[issuer.name]:
+                warnings = (*warnings, f"{DESCRIPTION} says {written[issuer.name]}: it was put back or changed")
             found.append(
                 Status(
                     "issuer", issuer.name, one.subject.rfc4514_string(), f"{one.serial_number:x}", end, state, warnings
@@ -582,12 +599,33 @@ class Authority:
         finally:
             os.close(descriptor)
 
+    def _description(self) -> Description:
+        try:
+            return Description.parse((self.directory / DESCRIPTION).read_bytes())
+        except OSError:
+            raise _error("NONE", "there is no authority", "casemate ca init makes one", str(self.directory)) from None
+
+    def _log_bytes(self) -> bytes:
+        path = self.directory / LOG
+        data = path.read_bytes() if path.is_file() else b""
+        if b"\n" not in data:
+            raise keylog.KeyLogError("the log of the keys is not there", "take it from a copy", str(path))
+        return data
+
+    def _serial(self, issuer: Issuer) -> int | None:
+        path = self.directory / f"{issuer.name}.crt"
+        return _load(path.read_bytes()).serial_number if path.is_file() else None
+
     def _signer(self, issuer: Issuer) -> signers.Signer:
         return signers.find(issuer.signer, self.directory)
 
     def write_description(self, described: Description) -> None:
         """Write ``authority.json``; the lock is held."""
         _replace(self.directory / DESCRIPTION, described.as_bytes())
+
+    def adopt(self, issuer: Issuer) -> None:
+        """Log an issuer whose key and certificate are there already; the lock is held."""
+        self._key(issuer, "", True)
 
     def _prepare(self, plan: Plan, wanted: list[tuple[str, str]]) -> dict[str, PublicKey]:
         if _same_key(plan.root, plan.intermediate):

@@ -15,6 +15,7 @@ from pathlib import Path
 from casemate.build.authority import (
     CURRENT,
     DESCRIPTION,
+    LOG,
     Authority,
     AuthorityError,
     Description,
@@ -22,6 +23,7 @@ from casemate.build.authority import (
     Issuer,
     Plan,
 )
+from casemate.certificates.chain import has_development_mark
 
 __all__ = ["DevelopmentCA", "ImageCertificates"]
 
@@ -37,7 +39,7 @@ class DevelopmentCA(Authority):
     def load_or_create(cls, directory: Path) -> Authority:
         """Return the authority of a directory, whatever its kind; make a development one where the directory is not there."""
         if not (directory / DESCRIPTION).is_file():
-            if (directory / "intermediate.key").is_file():
+            if _is_earlier(directory):
                 _describe_earlier(directory)
             else:
                 try:
@@ -49,6 +51,13 @@ class DevelopmentCA(Authority):
         return cls(directory)
 
 
+def _is_earlier(directory: Path) -> bool:
+    """Whether it is of before there were descriptions and logs: an authority that has lost its description is none."""
+    root = directory / "root.crt"
+    there = (directory / "intermediate.key").is_file() and root.is_file() and not (directory / LOG).exists()
+    return there and has_development_mark(root.read_bytes())
+
+
 def _describe_earlier(directory: Path) -> None:
     """Give a directory of before there were descriptions what it lacks; its keys and certificates stay."""
     issuers = (Issuer("intermediate", "file:intermediate.key", CURRENT),)
@@ -57,6 +66,8 @@ def _describe_earlier(directory: Path) -> None:
     with authority.locked():
         if (directory / "crl.pem").is_file():
             (directory / "crl.pem").rename(directory / "intermediate.crl.pem")
+        for issuer in (root, *issuers):
+            authority.adopt(issuer)
         described = Description(PLAN.name, True, "", PLAN.list_days, root, issuers)
         authority.write_description(described)
     authority.issue_lists(["root"])
