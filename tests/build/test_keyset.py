@@ -6,14 +6,18 @@ import datetime
 import json
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from casemate.build import keyset
+from casemate.build.authority import Authority, Plan
 from casemate.build.keyset import KeysetError, parse
 from casemate.errors import CasemateError
+from casemate.guest import builderwork
+from casemate.guest.report import Stop
 from casemate.image.build import build_image
 from program import Result
 from secureexec.signed import ABOVE, LISTS, ec, write
@@ -88,6 +92,32 @@ def test_a_keyset_of_documents_from_anybody_says_so(run: Run, hosts: Path) -> No
     assert run("keyset", "create", "set.json", "--host-key=stranger.crt", "--no-verify").code == 0
     shown = run("keyset", "show", "set.json")
     assert shown.code == 0 and b"NOT verified" in shown.out
+
+
+def test_hosts_whose_revocation_nobody_checked_are_for_development_only(
+    run: Run, hosts: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CASEMATE_HOME", str(hosts / "home"))
+    authority = Authority.create(hosts / "ca", Plan("Example", algorithm="p-384"))
+    trust = [each for each in TRUST if each.startswith("--ca")]
+    assert run("keyset", "create", "set.json", "--host-key=host.crt", *trust, "--no-revocation-check").code == 0
+    shown = run("keyset", "show", "set.json")
+    assert shown.code == 0 and b"revocation NOT checked" in shown.out
+    lines = len(authority.log())
+    with pytest.raises(CasemateError) as error:
+        build_image(hosts / "image", keyset=hosts / "set.json", ca=authority.directory)
+    assert error.value.id == "IMAGE-HOST-UNVERIFIED" and len(authority.log()) == lines
+
+    data = (hosts / "set.json").read_bytes()
+    for development in (False, True):  # and inside of a builder
+        job = SimpleNamespace(keyset=data, hosts=())
+        work = SimpleNamespace(job=job, issuer=SimpleNamespace(names=SimpleNamespace(development=development)))
+        if development:
+            assert [name for name, _ in builderwork._hosts(work)] == ["host.crt"]
+            continue
+        with pytest.raises(Stop) as stop:
+            builderwork._hosts(work)
+        assert stop.value.id == "HPL17006E"
 
 
 @given(

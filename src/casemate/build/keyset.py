@@ -8,7 +8,8 @@ A keyset is one JSON file, at most 16 MiB: the host key documents, the certifica
 whether they were verified when it was made. Nothing of this is believed when it is used: documents are verified again each
 time, at the time of use, against the lists in the file or newer ones, and the file's only authority is that the user gave it, as
 with roots that are given (:mod:`casemate.secureexec.documents` has the rules). ``"verified": false`` marks keysets of documents
-from anybody; they serve tests, and no authority but a development one certifies images for them.
+from anybody, ``"revocation": false`` those of which nobody says that they are still good; they serve tests, and no authority but
+a development one certifies images for them.
 
 The same host twice is an error: one of the two documents would never count.
 """
@@ -60,6 +61,11 @@ class Keyset:
     authorities: tuple[bytes, ...] = ()
     signing: tuple[bytes, ...] = ()
     lists: tuple[bytes, ...] = ()
+
+    @property
+    def proved(self) -> bool:
+        """Whether the hosts are proved to be what they say, as of now too: what is for more than development needs both."""
+        return self.verified and self.revocation
 
     def as_bytes(self) -> bytes:
         """The file."""

@@ -96,7 +96,8 @@ def show(file: str, lists: tuple[str, ...], as_json: bool) -> int:
         said = {"format": keysets.FORMAT, "name": found.name, "made": found.made, "verified": found.verified}
         click.echo(json.dumps({**said, "revocation": found.revocation, "holds": holds, "hosts": rows}))
         return 0 if holds else 1
-    click.echo(f"{found.name}, made {found.made}" + ("" if found.verified else ": documents were NOT verified"))
+    doubt = "" if found.proved else ": revocation NOT checked" if found.verified else ": documents were NOT verified"
+    click.echo(f"{found.name}, made {found.made}{doubt}")
     for host in hosts:
         click.echo(f"  {'✗' if host.problem else '✓'} {host.name}  until {host.valid_until or 'ever: a bare key'}")
         click.echo(f"      key {host.fingerprint}" + (f"\n      {host.problem}" if host.problem else ""))

@@ -292,7 +292,7 @@ def _hosts(work: Work) -> Sequence[tuple[str, hostkey.HostKey]]:
         from casemate.build import keyset
 
         kept = keyset.parse(work.job.keyset)
-        documents, verified = kept.require(forms.moment()), kept.verified
+        documents, verified = kept.require(forms.moment()), kept.proved
     else:
         documents, verified = list(work.job.hosts), False
     if not verified and not work.issuer.names.development:

@@ -117,7 +117,7 @@ def build_image(
         from casemate.build import keyset as keysets
 
         kept = keysets.parse(keyset.read_bytes())
-        documents, verified = kept.require(datetime.datetime.now(datetime.UTC)), kept.verified
+        documents, verified = kept.require(datetime.datetime.now(datetime.UTC)), kept.proved
     elif host_keys:
         documents = list(host_keys)
     else:
