@@ -17,12 +17,23 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from casemate import approval, strictjson
-from casemate.approval import PAYLOAD_TYPE, ApprovalError, Reviewers, envelope, pae, parse_reviewers, statement, verify
+from casemate.approval import (
+    PAYLOAD_TYPE,
+    ApprovalError,
+    Reviewers,
+    envelope,
+    key_identity,
+    pae,
+    parse_reviewers,
+    statement,
+    verify,
+)
 from program import Result
 
 Run = Callable[..., Result]
 NAMES = ("alice", "bob", "carol")
 CONTENT = b"packages: [hello]\n"
+P384_ORDER = 0xFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFC7634D81F4372DDF581A0DB248B0A77AECEC196ACCC52973
 
 
 @cache
@@ -80,6 +91,28 @@ def test_one_person_with_two_names_is_refused_where_reviewers_are_named() -> Non
     # The same key in another form of PEM is the same key.
     other = pem("alice").replace("\n", "\r\n")
     assert refused(lambda: parse_reviewers(document({"alice": pem("alice"), "alicia": other}))) == "REVIEWERS"
+
+
+def test_one_private_key_in_two_guises_is_no_quorum() -> None:
+    def form(public: ec.EllipticCurvePublicKey | rsa.RSAPublicKey) -> str:
+        return public.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo).decode()
+
+    def same(
+        one: ec.EllipticCurvePublicKey | rsa.RSAPublicKey, other: ec.EllipticCurvePublicKey | rsa.RSAPublicKey
+    ) -> str:
+        assert form(one) != form(other) and key_identity(one) == key_identity(other)
+        return refused(lambda: parse_reviewers(document({"alice": form(one), "alicia": form(other)})))
+
+    modulus = key("carol").public_key()
+    assert isinstance(modulus, rsa.RSAPublicKey)
+    assert same(modulus, rsa.RSAPublicNumbers(257, modulus.public_numbers().n).public_key()) == "REVIEWERS"
+    private = key("alice")
+    assert isinstance(private, ec.EllipticCurvePrivateKey)
+    number = P384_ORDER - private.private_numbers().private_value
+    assert same(private.public_key(), ec.derive_private_key(number, ec.SECP384R1()).public_key()) == "REVIEWERS"
+    assert len({key_identity(key(name).public_key()) for name in NAMES}) == 3
+    with pytest.raises(TypeError):
+        key_identity(object())
 
 
 def test_one_person_can_not_sign_twice(reviewers: Reviewers) -> None:

@@ -5,7 +5,8 @@
     approved.revision, approved.names            # 7, ("alice", "carol")
 
 **Reviewers** (``casemate-reviewers/1``, JSON): ``threshold`` and ``reviewers``, an object of names and public keys (PEM; P-384,
-or RSA of 3072 bits and more). At least two must sign; nobody has two names, and no key is there twice.
+or RSA of 3072 bits and more). At least two must sign; nobody has two names, and no key is there twice, in no other guise either
+(:func:`key_identity`).
 
 **An approval** is an envelope of DSSE 1.0: one statement, and signatures whose ``keyid`` is a reviewer's name. The statement
 (``casemate-approval/1``, JSON in one form: sorted keys, no spaces, ASCII) has
@@ -93,11 +94,27 @@ def parse_reviewers(data: bytes) -> Reviewers:
     for name, pem in named.items():
         if not _NAME.fullmatch(name):
             raise _error("REVIEWERS", "a name has small letters, digits, dot, dash, underscore, @", "correct it")
-        keys[name], identity = _public_key(name, pem)
+        keys[name] = _public_key(name, pem)
+        identity = key_identity(keys[name])
         if identity in owners:
             raise _error("REVIEWERS", f"{owners[identity]} and {name} have the same key", "give each person one name")
         owners[identity] = name
     return Reviewers(threshold, keys, hashlib.sha256(data).hexdigest())
+
+
+def key_identity(key: Any) -> bytes:
+    """Return what two public keys have in common if one private key serves both.
+
+    That is an RSA key's modulus, whatever the exponent, and a curve with the point's x: Q and -Q have the same private number
+    but for its sign. Raises :class:`TypeError` for a key of another kind.
+    """
+    from cryptography.hazmat.primitives.asymmetric import ec, rsa
+
+    if isinstance(key, rsa.RSAPublicKey):
+        return b"rsa %x" % key.public_numbers().n
+    if isinstance(key, ec.EllipticCurvePublicKey):
+        return b"%s %x" % (key.curve.name.encode(), key.public_numbers().x)
+    raise TypeError("neither RSA nor on an elliptic curve")
 
 
 def statement(subject: str, revision: int, content: bytes, reviewers: Reviewers) -> bytes:
@@ -198,7 +215,7 @@ def format_last(last: dict[str, tuple[int, str]]) -> bytes:
     )
 
 
-def _public_key(name: str, pem: object) -> tuple[Any, bytes]:
+def _public_key(name: str, pem: object) -> Any:
     from cryptography.exceptions import UnsupportedAlgorithm
     from cryptography.hazmat.primitives import serialization
     from cryptography.hazmat.primitives.asymmetric import ec, rsa
@@ -210,8 +227,7 @@ def _public_key(name: str, pem: object) -> tuple[Any, bytes]:
     curve = isinstance(key, ec.EllipticCurvePublicKey) and key.curve.name == "secp384r1"
     if not curve and not (isinstance(key, rsa.RSAPublicKey) and key.key_size >= 3072):
         raise _error("REVIEWERS", f"the key of {name} is of another kind", "P-384, or RSA of 3072 bits and more")
-    form = serialization.PublicFormat.SubjectPublicKeyInfo
-    return key, key.public_bytes(serialization.Encoding.DER, form)
+    return key
 
 
 def signature_holds(key: Any, signature: bytes, data: bytes) -> bool:
