@@ -172,6 +172,26 @@ def test_an_authority_is_never_made_over_another(authority: Authority) -> None:
     assert Authority.create(empty, PLAN).root_pem
 
 
+@pytest.mark.parametrize("name", ["x" * 47, "x" * 64, "ä" * 24, "ä" * 62, "", "a\nb", "\ud800"])
+def test_a_name_that_leaves_no_room_for_its_issuers_is_refused(tmp_path: Path, name: str) -> None:
+    keys = {"root": f"file:{tmp_path}/a.key", "intermediate": f"file:{tmp_path}/b.key"}
+    for act in (Authority.create, Authority.request):
+        assert refused(lambda act=act: act(tmp_path / "ca", replace(PLAN, name=name, **keys))) == "AUTHORITY-NAME"
+    assert not list(tmp_path.iterdir())  # and no key was made for it
+
+
+def test_the_longest_name_makes_issuers_that_all_have_names_of_their_own(authority: Authority, tmp_path: Path) -> None:
+    made = Authority.create(tmp_path / "long", replace(PLAN, name="ä" * 23))
+    made.rotate(algorithm="p-384")
+    names = ("root", "intermediate", "intermediate-2")
+    assert len({x509.load_pem_x509_certificate((made.directory / f"{n}.crt").read_bytes()).subject for n in names}) == 3
+    # An authority of before, whose name is longer: nothing is cut.
+    authority.write_description(replace(authority.describe(), name="x" * 64))
+    assert refused(lambda: authority.rotate(algorithm="p-384")) == "CERTIFICATE-NAME"
+    assert not (authority.directory / "intermediate-2.key").exists()
+    assert refused(lambda: forms.request(made.describe(), f"Casemate builder {'b' * 46} 10")) == "CERTIFICATE-NAME"
+
+
 # ------------------------------------------------------------------------------------------------- rotation
 
 

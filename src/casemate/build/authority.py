@@ -81,6 +81,8 @@ FORMAT = "casemate-authority/1"
 DESCRIPTION, LOG = "authority.json", "keys.jsonl"
 CURRENT, OVERLAP, REQUESTED, REVOKED = "current", "overlap", "requested", "revoked"
 SOON = datetime.timedelta(days=60)
+# With the longest of its issuers' names behind it, each still has a name of its own.
+LONGEST_NAME = forms.LONGEST_NAME - len(" intermediate 9999")
 _NAME = re.compile(r"root|intermediate(-[1-9][0-9]{0,3})?")
 
 
@@ -223,10 +225,10 @@ class Authority:
         """Make root and intermediate. Raises :class:`AuthorityError` where something is there already."""
         with _new_directory(directory) as new:
             made = cls(new)
-            publics = made._prepare(plan, [("root", plan.root), ("intermediate", plan.intermediate)])
             issuers = (Issuer("intermediate", plan.intermediate, CURRENT),)
-            made.write_description(_description(plan, Issuer("root", plan.root, CURRENT), issuers))
-            described = made.describe()
+            described = _description(plan, Issuer("root", plan.root, CURRENT), issuers)
+            publics = made._prepare(plan, [("root", plan.root), ("intermediate", plan.intermediate)])
+            made.write_description(described)
             with made._signer(described.root).open() as key:
                 subject = _subject(described, "root")
                 root = sign(certificate(described, subject, key.public_key(), None, ROOT_DAYS, path=1), key)
@@ -241,10 +243,11 @@ class Authority:
         """Make the key of an intermediate and what a public authority is to sign (``intermediate.csr``)."""
         with _new_directory(directory) as new:
             made = cls(new)
-            made._prepare(plan, [("intermediate", plan.intermediate)])
             issuer = Issuer("intermediate", plan.intermediate, REQUESTED)
-            made.write_description(_description(plan, Issuer("root", "", CURRENT), (issuer,)))
-            made._write_request(made.describe(), issuer)
+            described = _description(plan, Issuer("root", "", CURRENT), (issuer,))
+            made._prepare(plan, [("intermediate", plan.intermediate)])
+            made.write_description(described)
+            made._write_request(described, issuer)
         return cls(directory)
 
     def accept(self, certificate: bytes, issuers: Sequence[bytes], crls: Sequence[bytes] = ()) -> str:
@@ -323,7 +326,8 @@ class Authority:
             used = [one for one in (described.root, *described.intermediates) if _same_key(one.signer, issuer.signer)]
             if used:
                 raise _error("ROTATION", f"{used[0].name} has this key", "name another: each intermediate has its own")
-            if described.root.signer:  # what can't be certified is not made
+            name_of(described, _subject(described, name))  # what can't be certified is not made
+            if described.root.signer:
                 root = self._require_valid("root")
                 with self._signer(described.root).open() as key:
                     _require_key(key, root)
@@ -800,8 +804,8 @@ class Authority:
 
 
 def _description(plan: Plan, root: Issuer, intermediates: tuple[Issuer, ...]) -> Description:
-    if not re.fullmatch(r"[^\x00-\x1f\x7f]{1,64}", plan.name):
-        raise _error("NAME", "a name has 1 to 64 characters that can be printed", "--name")
+    if not re.fullmatch(r"[^\x00-\x1f\x7f\ud800-\udfff]+", plan.name) or len(plan.name.encode()) > LONGEST_NAME:
+        raise _error("NAME", f"a name has 1 to {LONGEST_NAME} bytes (UTF-8) that can be printed", "--name")
     if plan.lists_at and not re.fullmatch(r"https?://[\x21-\x7e]{1,200}", plan.lists_at):
         raise _error(
             "URL", "lists are published at an address of the web", "--lists-at http://crl.example.com/casemate"

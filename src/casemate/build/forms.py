@@ -18,12 +18,14 @@ from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.x509.oid import NameOID
 
 from casemate.certificates.chain import DEVELOPMENT_OID
+from casemate.errors import CasemateError
 
 Key = rsa.RSAPrivateKey | ec.EllipticCurvePrivateKey
 PublicKey = rsa.RSAPublicKey | ec.EllipticCurvePublicKey
 
 ROOT_DAYS, INTERMEDIATE_DAYS, IMAGE_DAYS = 3650, 1825, 730
 DAY = datetime.timedelta(days=1)
+LONGEST_NAME = 64  # X.520: common names and organizations
 REASONS = {
     "unspecified": x509.ReasonFlags.unspecified,
     "key-compromise": x509.ReasonFlags.key_compromise,
@@ -50,13 +52,23 @@ class Named(Protocol):
 
 
 def name_of(named: Named, common: str) -> x509.Name:
-    """Return a subject: organization, the mark of development, a common name."""
+    """Return a subject: organization, the mark of development, a common name.
+
+    Nothing is cut, or two issuers could come to have one name. Raises :class:`CasemateError` where it does not fit.
+    """
+    if not all(1 <= len(text.encode()) <= LONGEST_NAME for text in (named.name, common)):
+        raise CasemateError(
+            f"a name in a certificate has 1 to {LONGEST_NAME} bytes (UTF-8)",
+            "take a shorter name for the authority, or for the builder",
+            common,
+            id="CERTIFICATE-NAME",
+        )
     unit = [x509.NameAttribute(NameOID.ORGANIZATIONAL_UNIT_NAME, "DEVELOPMENT, no protection")]
     return x509.Name(
         [
             x509.NameAttribute(NameOID.ORGANIZATION_NAME, named.name),
             *(unit if named.development else []),
-            x509.NameAttribute(NameOID.COMMON_NAME, common[:64]),
+            x509.NameAttribute(NameOID.COMMON_NAME, common),
         ]
     )
 
