@@ -440,6 +440,57 @@ def test_a_public_authority_answers_a_request_and_images_chain_to_its_root(tmp_p
     assert refused(lambda: authority.require_chain(pem)) == "AUTHORITY-ROTATED"
 
 
+def test_an_answer_that_is_its_own_root_is_none(run: Run, tmp_path: Path) -> None:
+    authority = Authority.request(tmp_path / "ca", PLAN)
+    asked = x509.load_pem_x509_csr((authority.directory / "intermediate.csr").read_bytes())
+    with signers.find("file:intermediate.key", authority.directory).open() as key:
+        made = Public()._certificate(asked.subject, asked.public_key(), asked.subject, key, 0)
+    (tmp_path / "self.crt").write_bytes(made.public_bytes(Encoding.PEM))
+    result = run("ca", "accept", "ca", "self.crt", "--ca", "self.crt", "--json")
+    assert result.code == 1 and json.loads(result.out)["error"]["id"] == "AUTHORITY-ANSWER"
+    assert (
+        not (authority.directory / "root.crt").exists() and authority.describe().intermediates[0].state == "requested"
+    )
+    (authority.directory / "intermediate.csr").write_bytes(b"-----BEGIN CERTIFICATE REQUEST-----\n")
+    result = run("ca", "accept", "ca", "self.crt", "--ca", "self.crt", "--json")
+    assert result.code == 1 and json.loads(result.out)["error"]["id"] == "AUTHORITY-REQUEST"
+
+
+@pytest.mark.parametrize("name", ["root", "intermediate"])
+@pytest.mark.parametrize("broken", [b"", b"-----BEGIN X509 CRL-----\nMAA=\n-----END X509 CRL-----\n", b"\xff"])
+def test_a_broken_list_is_told_and_signed_anew_from_the_log(
+    run: Run, authority: Authority, tmp_path: Path, name: str, broken: bytes
+) -> None:
+    pem = leaf(authority)
+    authority.revoke_certificate(pem)
+    (tmp_path / "leaf.crt").write_bytes(pem)
+    path = authority.directory / f"{name}.crl.pem"
+    path.write_bytes(broken)
+    commands = (["list", "ca", "--json"], ["crl", "ca", "--json"], ["revoke", "ca", "leaf.crt", "--json"])
+    for command in commands[: 3 if name == "intermediate" else 2]:
+        result = run("ca", *command)
+        assert result.code == 1 and json.loads(result.out)["error"]["id"] == "AUTHORITY-LIST"
+        assert json.loads(result.out)["error"]["cure"]
+    result = run("ca", "publish", "ca", "web")
+    assert result.code == 1 and "AUTHORITY-LIST" in result.err and "Traceback" not in result.err
+    path.unlink()
+    assert run("ca", "crl", "ca").code == 0
+    assert problems(chain(authority, pem, lists=crl(authority, "intermediate", "root"))) == ["CERTIFICATE-REVOKED"]
+
+
+def test_a_certificate_that_is_away_or_broken_is_told(authority: Authority) -> None:
+    path = authority.directory / "intermediate.crt"
+    path.write_bytes(b"-----BEGIN CERTIFICATE-----\n")
+    assert refused(lambda: leaf(authority)) == "AUTHORITY-CERTIFICATE"
+    path.unlink()
+    assert refused(lambda: leaf(authority)) == "AUTHORITY-CERTIFICATE"
+
+
+def test_a_name_of_umlauts_is_refused_by_the_command(run: Run) -> None:
+    result = run("ca", "init", "ca", "--name", "ä" * 62, "--algorithm", "p-384", "--json")
+    assert result.code == 1 and json.loads(result.out)["error"]["id"] == "AUTHORITY-NAME"
+
+
 # ------------------------------------------------------------------------------------------------- commands, tokens, images
 
 
@@ -514,6 +565,9 @@ def test_only_what_is_public_is_served(authority: Authority) -> None:
             for name in ("intermediate.key", "authority.json", "keys.jsonl", "../ca/root.key", "%2e%2e/root.key", ""):
                 with pytest.raises(urllib.error.HTTPError):
                     urllib.request.urlopen(base + name, timeout=10)
+            (authority.directory / "root.crl.pem").write_bytes(b"")
+            with pytest.raises(urllib.error.HTTPError, match="500"):
+                urllib.request.urlopen(base + "intermediate.crl", timeout=10)
         finally:
             running.shutdown()
             thread.join()

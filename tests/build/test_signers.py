@@ -66,6 +66,11 @@ def test_what_a_uri_may_not_say_is_refused(uri: str, tmp_path: Path) -> None:
     assert refused(lambda: find(uri, tmp_path)) == "SIGNER-URI"
 
 
+def test_a_pin_file_whose_name_holds_a_null_is_refused(tmp_path: Path) -> None:
+    for uri in ("file:a.key?pin-source=file:p%00in", GOOD.replace("/run/pin", "p%00in")):
+        assert refused(lambda uri=uri: find(uri, tmp_path)) == "SIGNER-URI"
+
+
 def test_a_pin_in_a_uri_is_refused_and_not_repeated(tmp_path: Path) -> None:
     with pytest.raises(SignerError) as error:
         find(GOOD + "&pin-value=8675309", tmp_path)

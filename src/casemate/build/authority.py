@@ -264,15 +264,14 @@ class Authority:
                 path = self.directory / f"{issuer.name}.csr"
                 if not path.is_file():
                     continue
-                request = x509.load_pem_x509_csr(path.read_bytes())
-                if _public(request) == _public(answer):
+                if _asked_for(path) == _public(answer):
                     break
             else:
                 raise _error(
                     "ANSWER", "this certificate is for no key that was requested here", "give the answer to the .csr"
                 )
             if issuer.state != REQUESTED:
-                if (self.directory / f"{issuer.name}.crt").read_bytes() == _pem(answer):
+                if self._is(issuer, answer):
                     return issuer.name
                 raise _error(
                     "ANSWER", f"{issuer.name} has another certificate already", "casemate ca rotate asks for a new one"
@@ -297,6 +296,10 @@ class Authority:
                 raise _error("ANSWER", "another intermediate here has the same name", "ask for one of its own")
             above = [_load(one) for bundle in issuers for one in certificates_of(bundle)]
             by_hash = {hashlib.sha256(_der(one)).hexdigest(): one for one in above}
+            if len(chain.links) < 2:
+                raise _error(
+                    "ANSWER", "it is its own root: nobody answered the request", "give what the authority signed"
+                )
             *between, root = [by_hash[link.fingerprint] for link in chain.links[1:]]
             issued_root = self.directory / "root.crt"
             if issued_root.is_file() and issued_root.read_bytes() != _pem(root):
@@ -477,12 +480,7 @@ class Authority:
         data = self._log_bytes()
         # A torn last line speaks of nothing that was published; the next one takes its place.
         entries = keylog.parse(data[: data.rfind(b"\n") + 1])
-        gone = self._revoked("root")
-        gone |= {
-            int(str(one.facts["serial"]), 16)
-            for one in entries
-            if (one.action, one.facts.get("issuer")) == ("revoke", "root")
-        }
+        gone = self._revoked("root") | set(_taken_back(entries, "root"))
         states = tuple(
             replace(one, state=REVOKED) if self._serial(one) in gone else one for one in described.intermediates
         )
@@ -525,8 +523,8 @@ class Authority:
                 path = self.directory / f"{name}.{suffix}"
                 if path.is_file():
                     found[path.name] = path.read_bytes()
-            if f"{name}.crl.pem" in found:
-                crl = x509.load_pem_x509_crl(found[f"{name}.crl.pem"])
+            crl = self._list(name)
+            if crl is not None:
                 found[f"{name}.crl"] = crl.public_bytes(serialization.Encoding.DER)
         return found
 
@@ -556,9 +554,8 @@ class Authority:
                     "issuer", issuer.name, one.subject.rfc4514_string(), f"{one.serial_number:x}", end, state, warnings
                 )
             )
-            listed = self.directory / f"{issuer.name}.crl.pem"
-            if listed.is_file() and issuer.state != REVOKED:
-                crl = x509.load_pem_x509_crl(listed.read_bytes())
+            crl = self._list(issuer.name)
+            if crl is not None and issuer.state != REVOKED:
                 until = crl.next_update_utc or now
                 late = ("out of date: casemate ca crl",) if until <= now else ()
                 if not late and until - now < max(DAY, described.list_days * DAY / 4):
@@ -618,7 +615,7 @@ class Authority:
 
     def _serial(self, issuer: Issuer) -> int | None:
         path = self.directory / f"{issuer.name}.crt"
-        return _load(path.read_bytes()).serial_number if path.is_file() else None
+        return self._certificate(issuer.name).serial_number if path.is_file() else None
 
     def _signer(self, issuer: Issuer) -> signers.Signer:
         return signers.find(issuer.signer, self.directory)
@@ -672,8 +669,17 @@ class Authority:
         )
         raise _error("CURRENT", "no intermediate certifies images", cure, str(self.directory))
 
+    def _certificate(self, name: str) -> x509.Certificate:
+        path = self.directory / f"{name}.crt"
+        if not path.is_file():
+            raise _error("CERTIFICATE", "the certificate is not there", "take it from a copy", str(path))
+        try:
+            return _load(path.read_bytes())
+        except CasemateError as error:
+            raise _error("CERTIFICATE", error.cause, "take it from a copy", str(path)) from None
+
     def _require_valid(self, name: str) -> x509.Certificate:
-        one = _load((self.directory / f"{name}.crt").read_bytes())
+        one = self._certificate(name)
         if not one.not_valid_before_utc <= moment() < one.not_valid_after_utc:
             cure = "casemate ca rotate begins a new one" if name != "root" else "make a new authority"
             raise _error("EXPIRED", f"{name} is not valid today (until {one.not_valid_after_utc:%Y-%m-%d})", cure)
@@ -750,7 +756,15 @@ class Authority:
 
     def _list(self, name: str) -> x509.CertificateRevocationList | None:
         path = self.directory / f"{name}.crl.pem"
-        return x509.load_pem_x509_crl(path.read_bytes()) if path.is_file() else None
+        if not path.is_file():
+            return None
+        try:
+            found = x509.load_pem_x509_crl(path.read_bytes())
+            _ = found.issuer, found.extensions, [entry.extensions for entry in found]  # which are read only now
+            return found
+        except (ValueError, x509.InvalidVersion, x509.DuplicateExtension):
+            cure = "take it from a copy; or take it away, and casemate ca crl signs it anew from the log"
+            raise _error("LIST", "can't be read as a revocation list", cure, str(path)) from None
 
     def _revoked(self, name: str) -> set[int]:
         found = self._list(name)
@@ -768,7 +782,7 @@ class Authority:
 
     def _issue_list(self, described: Description, issuer: Issuer, new: tuple[int, str] | None = None) -> int:
         """Sign a revocation list with all earlier entries, and perhaps a new one; return its number."""
-        above = _load((self.directory / f"{issuer.name}.crt").read_bytes())
+        above = self._certificate(issuer.name)
         before = self._list(issuer.name)
         if before is not None and (before.issuer != above.subject or not before.is_signature_valid(_key_of(above))):
             raise _error("LIST", f"{issuer.name}.crl.pem was not signed by {issuer.name}", "take it from a copy")
@@ -776,7 +790,7 @@ class Authority:
         numbers = [int(entry.facts["number"]) for entry in logged if entry.action == "list"]
         entries = [] if before is None else list(before)
         listed = {entry.serial_number for entry in entries}
-        revoked = {int(str(one.facts["serial"]), 16): one for one in logged if one.action == "revoke"}
+        revoked = _taken_back(logged, issuer.name)
         if new is not None and new[0] not in revoked:
             facts: dict[str, Any] = {"issuer": issuer.name, "serial": f"{new[0]:x}", "reason": new[1]}
             revoked[new[0]] = keylog.append(self.directory / LOG, "revoke", facts)
@@ -844,6 +858,13 @@ def _public(one: x509.Certificate | x509.CertificateSigningRequest) -> bytes:
     return one.public_key().public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
 
 
+def _asked_for(path: Path) -> bytes:
+    try:
+        return _public(x509.load_pem_x509_csr(path.read_bytes()))
+    except (ValueError, x509.InvalidVersion, UnsupportedAlgorithm):
+        raise _error("REQUEST", "can't be read as a request", "take it from a copy", str(path)) from None
+
+
 def _usage(one: x509.Certificate) -> x509.KeyUsage | None:
     try:
         return one.extensions.get_extension_for_class(x509.KeyUsage).value
@@ -860,10 +881,11 @@ def _load(data: bytes) -> x509.Certificate:
         raise _error("CERTIFICATE", "is too large for a certificate", "is it the right file?")
     try:
         (one,) = certificates_of(data)
-        if one.startswith(b"-----BEGIN "):
-            return x509.load_pem_x509_certificate(one)
-        return x509.load_der_x509_certificate(one)
-    except (ValueError, x509.InvalidVersion):
+        pem = one.startswith(b"-----BEGIN ")
+        found = x509.load_pem_x509_certificate(one) if pem else x509.load_der_x509_certificate(one)
+        _ = found.subject, found.issuer, found.extensions, found.public_key()  # which are read only now
+        return found
+    except (ValueError, x509.InvalidVersion, x509.DuplicateExtension, UnsupportedAlgorithm):
         raise _error("CERTIFICATE", "not one certificate that can be read", "give one, PEM or DER") from None
 
 
@@ -912,6 +934,12 @@ def _number(crl: x509.CertificateRevocationList) -> int:
         return crl.extensions.get_extension_for_class(x509.CRLNumber).value.crl_number
     except x509.ExtensionNotFound:
         return 0
+
+
+def _taken_back(entries: Sequence[keylog.Entry], issuer: str) -> dict[int, keylog.Entry]:
+    """Return what the log says that an issuer has revoked, by serial numbers."""
+    revoked = [one for one in entries if (one.action, one.facts.get("issuer")) == ("revoke", issuer)]
+    return {int(str(one.facts["serial"]), 16): one for one in revoked}
 
 
 def _entry(serial: int, logged: keylog.Entry) -> x509.RevokedCertificate:

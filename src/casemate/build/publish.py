@@ -26,7 +26,11 @@ def server(authority: Authority, port: int = 0) -> ThreadingHTTPServer:
         def do_GET(self) -> None:
             """Answer with one of the published files."""
             name = self.path.removeprefix("/")
-            data = authority.published().get(name)
+            try:
+                data = authority.published().get(name)
+            except CasemateError:
+                self.send_error(500)  # casemate ca list says what is wrong
+                return
             if data is None:
                 self.send_error(404)
                 return

@@ -149,7 +149,7 @@ def _pin_file(source: bytes | None, base: Path, uri: str) -> Path | None:
     if source is None:
         return None
     scheme, _, name = _text(source, uri).partition(":")
-    if scheme != "file" or not name or name.startswith("//"):
+    if scheme != "file" or not name or name.startswith("//") or "\0" in name:
         raise _error("URI", "a PIN is read from a file only", "pin-source=file:PATH", uri)
     return base / name
 
