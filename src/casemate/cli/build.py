@@ -110,7 +110,7 @@ def start(
     }
     identity = client.ask("POST", "/v1/jobs", job, {"job": str})["job"]
     if not wait:
-        click.echo(json.dumps({"job": identity}) if as_json else identity)
+        click.echo(json.dumps({"job": identity}) if as_json else _printable(identity.encode()))
         return 0
     told = _wait(client, identity, as_json)
     return _tell([told], as_json)
@@ -139,7 +139,7 @@ def status(config: str, job: str | None, as_json: bool) -> int:
         click.echo(json.dumps(told))
         return 0
     keys = told["keys"]["server"] if told["keys"] else "none yet: casemate build init"
-    click.echo(f"casemate {told['version']}, keys: {keys}, generation {told['generation']}")
+    click.echo(_printable(f"casemate {told['version']}, keys: {keys}, generation {told['generation']}".encode()))
     _tell(told["jobs"], False)
     return 0
 
