@@ -29,6 +29,7 @@ from casemate.build.authority import Authority, AuthorityError, Plan
 from casemate.build.publish import server
 from casemate.certificates.chain import Chain, verify_chain
 from casemate.errors import CasemateError
+from casemate.guest import builderwork
 from casemate.image.build import build_image
 from casemate.image.ca import DevelopmentCA
 from program import Result
@@ -695,3 +696,12 @@ def test_a_description_that_is_none_is_refused(authority: Authority, text: str) 
     (authority.directory / "authority.json").write_text(text)
     with pytest.raises(AuthorityError, match=r"authority\.json"):
         authority.describe()
+
+
+@pytest.mark.parametrize("twice", [b'{\n "development": false,', b'{\n "list_days": NaN,', b'{\n "name": "\\ud800",'])
+def test_a_description_that_two_readers_read_differently_is_refused(authority: Authority, twice: bytes) -> None:
+    path = authority.directory / "authority.json"
+    path.write_bytes(path.read_bytes().replace(b"{", twice, 1))
+    assert refused(authority.describe) == "AUTHORITY-DESCRIPTION"
+    with pytest.raises(ValueError):
+        builderwork.Names.parse(path.read_bytes())

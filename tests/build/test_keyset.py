@@ -120,6 +120,14 @@ def test_hosts_whose_revocation_nobody_checked_are_for_development_only(
         assert stop.value.id == "HPL17006E"
 
 
+def test_a_keyset_in_which_a_key_stands_twice_is_refused(run: Run, hosts: Path) -> None:
+    assert run("keyset", "create", "set.json", "--host-key=stranger.crt", "--no-verify").code == 0
+    path = hosts / "set.json"
+    path.write_bytes(path.read_bytes().replace(b"{", b'{\n "verified": true,', 1))
+    result = run("keyset", "show", "set.json", "--json")
+    assert result.code == 1 and json.loads(result.out)["error"]["id"] == "KEYSET"
+
+
 @given(
     st.binary(max_size=120)
     | st.dictionaries(st.text(max_size=9), st.text(max_size=9)).map(lambda d: json.dumps(d).encode())

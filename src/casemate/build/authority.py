@@ -53,6 +53,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
+from casemate import strictjson
 from casemate.build import forms, keylog, signers
 from casemate.build.forms import (
     DAY,
@@ -164,7 +165,7 @@ class Description:
     def parse(cls, data: bytes) -> Description:
         """Read the file. Raises :class:`AuthorityError`."""
         try:
-            document = json.loads(data)
+            document = strictjson.loads(data)
             intermediates = tuple(
                 Issuer(str(one["name"]), str(one["signer"]), str(one["state"])) for one in document["intermediates"]
             )
@@ -176,7 +177,7 @@ class Description:
                 root=Issuer("root", str(document["root"]["signer"]), CURRENT),
                 intermediates=intermediates,
             )
-        except (ValueError, KeyError, TypeError, RecursionError):
+        except (ValueError, KeyError, TypeError):
             raise _error("DESCRIPTION", f"{DESCRIPTION} can't be read", "take it from a copy") from None
         names = [one.name for one in found.intermediates]
         if (

@@ -23,6 +23,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from casemate import strictjson
 from casemate.certificates.errors import CertificateError
 from casemate.errors import CasemateError
 from casemate.secureexec import documents, hostkey
@@ -148,7 +149,7 @@ def parse(data: bytes) -> Keyset:
     if len(data) > LARGEST:
         raise _form("is too large for a keyset")
     try:
-        document: Any = json.loads(data.decode("utf-8"))
+        document: Any = strictjson.loads(data)
         texts = {
             name: tuple(one.encode("ascii") for one in document[name]) for name in ("authorities", "signing", "lists")
         }
@@ -163,7 +164,7 @@ def parse(data: bytes) -> Keyset:
         wanted = {"format", "name", "made", "verified", "revocation", "hosts", "authorities", "signing", "lists"}
         sound = document["format"] == FORMAT and set(document) == wanted
         sound = sound and all(set(one) == {"name", "document"} for one in document["hosts"])
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+    except (ValueError, KeyError, TypeError, AttributeError):
         raise _form("can't be read as a keyset") from None
     if not sound or type(keyset.verified) is not bool or type(keyset.revocation) is not bool:
         raise _form(f"is none of the form {FORMAT}")

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import datetime
 import hashlib
-import json
 import secrets
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -23,6 +22,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
+from casemate import strictjson
 from casemate.build import forms, keylog
 from casemate.build import job as jobs
 from casemate.certificates.chain import certificates_of, verify_chain
@@ -75,7 +75,7 @@ class Names:
     @classmethod
     def parse(cls, data: bytes) -> Names:
         """Read the file, which came with the image."""
-        said = json.loads(data)
+        said = strictjson.loads(data)
         return cls(str(said["name"]), said["development"] is not False, str(said["lists_at"]), int(said["list_days"]))
 
 
