@@ -383,6 +383,60 @@ def test_several_programs_at_once_lose_no_line(authority: Authority) -> None:
     assert len(authority.log()) == before + 15
 
 
+# ------------------------------------------------------------------------------------------------- a builder's request
+
+
+def builder_request(authority: Authority, name: str = "buildvm 2") -> tuple[bytes, ec.EllipticCurvePrivateKey]:
+    key = ec.generate_private_key(ec.SECP384R1())
+    asked = forms.request(authority.describe(), f"Casemate builder {name}").sign(key, hashes.SHA384())
+    return forms.pem(asked), key
+
+
+def test_the_command_answers_a_builders_request(run: Run, authority: Authority, tmp_path: Path) -> None:
+    request, key = builder_request(authority)
+    (tmp_path / "intermediate.csr").write_bytes(request)
+    result = run("ca", "certify", "ca", "intermediate.csr", "-o", "builder.crt", "--json")
+    assert result.code == 0
+    said, made = json.loads(result.out), x509.load_pem_x509_certificate((tmp_path / "builder.crt").read_bytes())
+    assert (said["path"], said["serial"]) == ("builder.crt", f"{made.serial_number:x}")
+    assert said["subject"] == made.subject.rfc4514_string() and "Casemate builder buildvm 2" in said["subject"]
+    assert made.public_key() == key.public_key() and authority.log()[-1].facts["for"] == "builder"
+    assert verify_chain(forms.pem(made), [authority.root_pem], crl(authority, "root"), time=now()).proved
+    below = forms.certificate(authority.describe(), "below", ec.generate_private_key(ec.SECP384R1()).public_key(), made)
+    issuers = [authority.root_pem, forms.pem(made)]
+    assert verify_chain(forms.pem(forms.sign(below, key)), issuers, time=now()).proved
+    assert run("ca", "revoke", "ca", "builder.crt").code == 0
+    assert problems(verify_chain(forms.pem(made), [authority.root_pem], crl(authority, "root"), time=now())) == [
+        "CERTIFICATE-REVOKED"
+    ]
+    assert leaf(authority)  # the authority's own intermediate goes on
+
+    other = run("ca", "certify", "ca", "intermediate.csr", "-o", "-")
+    assert other.code == 0 and other.out.startswith(b"-----BEGIN CERTIFICATE-----") and other.out.count(b"\n---") == 1
+
+
+def test_a_request_that_is_none_of_a_builder_is_not_certified(run: Run, authority: Authority, tmp_path: Path) -> None:
+    request, _ = builder_request(authority)
+    lines = len(authority.log())
+    named, _ = builder_request(authority, "x")
+    subject = x509.load_pem_x509_certificate(authority.intermediate_pem).subject
+    key = ec.generate_private_key(ec.SECP384R1())
+    forged = x509.CertificateSigningRequestBuilder(subject).sign(key, hashes.SHA384())  # an issuer's name
+    asked = x509.load_pem_x509_csr(request).public_bytes(Encoding.DER)
+    changed = x509.load_der_x509_csr(asked[:-1] + bytes([asked[-1] ^ 1]))  # its signature does not hold
+    bad = (b"", b"nothing", request[:200], forms.pem(forged), forms.pem(changed))
+    for data in bad:
+        (tmp_path / "x.csr").write_bytes(data)
+        result = run("ca", "certify", "ca", "x.csr", "-o", "x.crt", "--json")
+        assert result.code == 1 and json.loads(result.out)["error"]["id"] == "AUTHORITY-REQUEST"
+    assert not (tmp_path / "x.crt").exists() and len(authority.log()) == lines
+    public = Authority.request(tmp_path / "public", PLAN)
+    (tmp_path / "x.csr").write_bytes(named)
+    (public.directory / "root.crt").write_bytes(authority.root_pem)
+    result = run("ca", "certify", "public", "x.csr", "-o", "x.crt", "--json")
+    assert result.code == 1 and json.loads(result.out)["error"]["id"] == "AUTHORITY-REQUEST"
+
+
 # ------------------------------------------------------------------------------------------------- a public root
 
 

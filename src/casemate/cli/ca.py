@@ -156,6 +156,34 @@ def accept(directory: Path, answer: str, authorities: tuple[str, ...], lists: tu
 
 @ca.command()
 @_DIRECTORY
+@click.argument("request", type=click.Path(dir_okay=False))
+@click.option("-o", "--output", required=True, type=click.Path(), help="The certificate, PEM.")
+@_JSON
+def certify(directory: Path, request: str, output: str, as_json: bool) -> None:
+    """Answer the REQUEST of a builder machine (its intermediate.csr): the root certifies its key as an intermediate's.
+
+    The builder's next job brings the answer. What it makes is proved under this authority's root; its lists are its own to sign.
+
+    \b
+    casemate ca certify ca next-builder/intermediate.csr -o next-builder.crt
+    casemate buildvm job crl --builder next-builder --intermediate next-builder.crt -o first.json
+    """
+    from cryptography import x509
+
+    from casemate.certificates.chain import LARGEST_CERTIFICATE
+    from casemate.cli.ui import read_input, write_output
+
+    answer = _authority(directory).certify_builder(read_input(request, LARGEST_CERTIFICATE))
+    write_output(output, answer)
+    made = x509.load_pem_x509_certificate(answer)
+    subject, serial, until = made.subject.rfc4514_string(), f"{made.serial_number:x}", made.not_valid_after_utc
+    facts: dict[str, object] = {"subject": subject, "serial": serial, "until": until.isoformat()}
+    if output != "-" or as_json:
+        _say(as_json, {"path": output, **facts}, f"{output}: {subject}", f"    until {until:%Y-%m-%d}  {serial}")
+
+
+@ca.command()
+@_DIRECTORY
 @click.option("--signer", default="", help="URI of the new intermediate's key; a file of its own otherwise.")
 @_ALGORITHM
 @_ADOPT
