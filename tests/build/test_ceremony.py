@@ -16,6 +16,7 @@ from typing import Any
 import ceremony_kit as kit
 import pytest
 from ceremony_kit import FILES, Held, held, key
+from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 from hypothesis import given
 from hypothesis import strategies as st
@@ -382,6 +383,49 @@ def test_the_root_certifies_the_key_that_was_made_inside_and_no_other(open_one: 
 def test_somebody_with_another_key_than_the_roots_can_not_answer(open_one: Held) -> None:
     open_one.to_the_request()
     refused("CEREMONY-PERSONA", lambda: open_one.visit.certify("rita", key("rita"), key("mallory")))
+
+
+def root_list(number: int, *serials: int) -> bytes:
+    """A list that the root has made before."""
+    above = forms.load_certificate(kit.root_pem())
+    entries = [forms.revoked(serial, forms.moment(), "key-compromise") for serial in serials]
+    return forms.pem(
+        forms.revocation_list(above, number, entries, 30).sign(key("root key"), forms.algorithm_for(above.public_key()))  # type: ignore[arg-type]
+    )
+
+
+def test_what_the_root_has_revoked_before_stays_revoked(open_one: Held) -> None:
+    open_one.to_the_request()
+    open_one.visit.certify("rita", key("rita"), key("root key"), earlier=root_list(41, 4711))
+    made = x509.load_pem_x509_crl(open_one.visit.look().certificate()[1])
+    assert made.get_revoked_certificate_by_serial_number(4711) is not None
+    assert made.extensions.get_extension_for_class(x509.CRLNumber).value.crl_number == 42
+
+
+def test_a_root_that_says_nothing_of_its_lists_makes_no_real_one() -> None:
+    real, plan = kit.plan(development=False), kit.plan()
+    refused("CEREMONY-LIST", lambda: ceremonyhost.earlier_list(real, None))
+    assert ceremonyhost.earlier_list(real, b"") == (0, []) == ceremonyhost.earlier_list(plan, None)
+    for wrong in (b"none", kit.root_pem()):
+        refused("CEREMONY-LIST", lambda wrong=wrong: ceremonyhost.earlier_list(plan, wrong))
+    strange = ceremonyhost.root_certificate("Example", key("mallory"), development=True)
+    refused(
+        "CEREMONY-LIST", lambda: ceremonyhost.earlier_list(kit.plan(root_certificate=strange.decode()), root_list(1))
+    )
+
+
+def test_a_list_of_another_time_or_without_a_number_is_refused(open_one: Held) -> None:
+    open_one.to_the_request()
+    plan, request = open_one.service.plan, open_one.visit.wait("request").request()
+    good = json.loads(ceremonyhost.answer_request(plan, request, key("root key"), "file"))
+    above, now = forms.load_certificate(kit.root_pem()), forms.moment()
+    form = x509.CertificateRevocationListBuilder().issuer_name(above.subject)
+    for begins, ends, number in ((-9, -2, 1), (2, 9, 1), (-1, 9, None)):
+        made = form.last_update(now + begins * forms.DAY).next_update(now + ends * forms.DAY)
+        made = made if number is None else made.add_extension(x509.CRLNumber(number), critical=False)
+        data = forms.pem(made.sign(key("root key"), forms.algorithm_for(key("root key").public_key())))
+        content = strictjson.dumps({**good, "list": data.decode()})
+        refused("CEREMONY-CONTENT", lambda content=content: open_one.visit.act("rita", key("rita"), "file", content))
 
 
 # --- the transcript ---------------------------------------------------------------------------------------------

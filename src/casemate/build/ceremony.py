@@ -344,10 +344,10 @@ class Ceremony:
             )
         if len(content) > LARGEST_CONTENT or document["content"] != hashlib.sha256(content).hexdigest():
             raise refusal("CONTENT", "the content is not what was signed", "send what was signed")
-        self._check_content(role, by, content)
+        self._check_content(role, by, content, now)
         return Statement(*(document[name] for name in Statement.__slots__))
 
-    def _check_content(self, role: str, by: str, content: bytes) -> None:
+    def _check_content(self, role: str, by: str, content: bytes, now: datetime.datetime) -> None:
         if role == REVIEWERS:
             self._check_next_key(by, content)
         elif role == HOSTS:
@@ -371,7 +371,7 @@ class Ceremony:
             if any(line.content == content for line in self.of(ACTIONS[CUSTODIANS])):
                 raise refusal("CONTENT", "somebody has contributed the same", "each gives a secret of their own")
         elif role == ROOT:
-            check_certificate(self.plan, self.request(), content)
+            check_certificate(self.plan, self.request(), content, now)
         elif content:
             raise refusal("CONTENT", "who witnesses adds nothing", "casemate ceremony join signs the head")
 
@@ -541,8 +541,11 @@ def certificate_content(certificate: bytes, revocation: bytes, custody: str) -> 
     return strictjson.dumps({"certificate": certificate.decode(), "list": revocation.decode(), "custody": custody})
 
 
-def check_certificate(plan: Plan, request: bytes, content: bytes) -> None:
-    """Refuse an answer that is not for the requested key, by the plan's root, for an authority over images only."""
+def check_certificate(plan: Plan, request: bytes, content: bytes, now: datetime.datetime) -> None:
+    """Refuse an answer that is not for the requested key, by the plan's root, for an authority over images only.
+
+    Its list has a number, and holds ``now``.
+    """
     from cryptography import x509
 
     from casemate.certificates.chain import verify_chain
@@ -558,6 +561,8 @@ def check_certificate(plan: Plan, request: bytes, content: bytes) -> None:
         basic = certificate.extensions.get_extension_for_class(x509.BasicConstraints).value
         usage = certificate.extensions.get_extension_for_class(x509.KeyUsage).value
         revocation = x509.load_pem_x509_crl(said["list"].encode())
+        revocation.extensions.get_extension_for_class(x509.CRLNumber)
+        begins, ends = _moment(revocation, "last_update"), _moment(revocation, "next_update")
         root = x509.load_pem_x509_certificate(plan.root_certificate.encode())
         public: Any = root.public_key()
         listed = revocation.issuer == root.subject and revocation.is_signature_valid(public)
@@ -580,8 +585,10 @@ def check_certificate(plan: Plan, request: bytes, content: bytes) -> None:
         raise refusal(
             "CONTENT", "the list is not the root's, or has this certificate", "sign the list with the root's key"
         )
+    if begins is None or ends is None or not begins <= now <= ends:
+        raise refusal("CONTENT", "the root's list is not of this time", "sign a new one; are the clocks right?")
     # At the certificate's own begin: what is asked is whose signature it is. Today counts when it is used.
-    moment = plan.not_before if plan.not_before > _begin(certificate) else _begin(certificate)
+    moment = max(plan.not_before, _moment(certificate, "not_valid_before") or plan.not_before)
     chain = verify_chain(said["certificate"].encode(), [plan.root_certificate.encode()], time=moment)
     if not chain.proved:
         raise refusal(
@@ -591,7 +598,9 @@ def check_certificate(plan: Plan, request: bytes, content: bytes) -> None:
         raise refusal("CONTENT", "development and production don't mix in one chain", "use the root of the plan")
 
 
-def _begin(certificate: Any) -> datetime.datetime:
-    if hasattr(type(certificate), "not_valid_before_utc"):
-        return certificate.not_valid_before_utc  # type: ignore[no-any-return]
-    return certificate.not_valid_before.replace(tzinfo=datetime.UTC)  # type: ignore[no-any-return]
+def _moment(one: Any, name: str) -> datetime.datetime | None:
+    """Return a time of a certificate or list: a newer ``cryptography`` has it with ``_utc``."""
+    if hasattr(type(one), f"{name}_utc"):
+        return getattr(one, f"{name}_utc")  # type: ignore[no-any-return]
+    found = getattr(one, name)
+    return found.replace(tzinfo=datetime.UTC) if found else None

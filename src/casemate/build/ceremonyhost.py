@@ -143,10 +143,19 @@ class Visit:
             persona, key, custody, sessions.commitment(salt, share), sessions.seal_share(session, persona, salt, share)
         )
 
-    def certify(self, persona: str, key: Any, root: Any, custody: str = FILE, root_custody: str = FILE) -> Line:
-        """Answer the machine's request with the root's key."""
+    def certify(
+        self,
+        persona: str,
+        key: Any,
+        root: Any,
+        custody: str = FILE,
+        root_custody: str = FILE,
+        earlier: bytes | None = None,
+    ) -> Line:
+        """Answer the machine's request with the root's key. ``earlier``: :func:`earlier_list`."""
+        earlier_list(self.plan, earlier)
         request = self.wait("request").request()
-        return self.act(persona, key, custody, answer_request(self.plan, request, root, root_custody))
+        return self.act(persona, key, custody, answer_request(self.plan, request, root, root_custody, earlier))
 
     def witness(self, persona: str, key: Any, directory: Path, custody: str = FILE) -> Line:
         """Fetch the BuildVM's image, compare each file with the transcript, sign the head."""
@@ -222,12 +231,46 @@ def _refusal(data: bytes) -> VisitError:
     return VisitError(clean[1], clean[2], id=known)
 
 
-def answer_request(plan: Plan, request: bytes, root: Any, custody: str) -> bytes:
-    """Return the root's answer to a request: certificate and revocation list, made with the root's key."""
+def earlier_list(plan: Plan, earlier: bytes | None) -> tuple[int, list[Any]]:
+    """Return number and entries of the root's newest list (PEM): the ceremony's comes after it, and keeps what it revokes.
+
+    ``earlier``: empty where the root has made none; ``None`` where nobody said, which is for development only. Raises
+    :class:`~casemate.build.ceremonyplan.CeremonyError`.
+    """
+    from cryptography import x509
+
+    if not earlier:
+        if earlier is None and not plan.development:
+            raise plans.CeremonyError(
+                "the root's newest revocation list was not given: what it has revoked would be valid again",
+                "--root-crl FILE; --no-earlier-list where this root has never made one",
+                id="CEREMONY-LIST",
+            )
+        return 0, []
+    root = x509.load_pem_x509_certificate(plan.root_certificate.encode())
+    public: Any = root.public_key()
+    try:
+        found = x509.load_pem_x509_crl(earlier)
+        number = found.extensions.get_extension_for_class(x509.CRLNumber).value.crl_number
+        if found.issuer == root.subject and found.is_signature_valid(public):
+            return number, list(found)
+    except (ValueError, x509.ExtensionNotFound):
+        pass
+    raise plans.CeremonyError(
+        "this is no revocation list of the plan's root, or has no number", "give its newest, as PEM", id="CEREMONY-LIST"
+    )
+
+
+def answer_request(plan: Plan, request: bytes, root: Any, custody: str, earlier: bytes | None = None) -> bytes:
+    """Return the root's answer to a request: certificate and revocation list, made with the root's key.
+
+    ``earlier``: :func:`earlier_list`.
+    """
     from cryptography import x509
 
     from casemate.build import forms
 
+    number, entries = earlier_list(plan, earlier)
     asked = x509.load_pem_x509_csr(request)
     above = forms.load_certificate(plan.root_certificate.encode())
     if plans.spki(above.public_key()) != plans.spki(root.public_key()):
@@ -240,9 +283,9 @@ def answer_request(plan: Plan, request: bytes, root: Any, custody: str) -> bytes
         root,
     )
     algorithm = forms.algorithm_for(root.public_key())
-    revocation = forms.revocation_list(above, int(time.time()), (), 30).sign(root, algorithm)
+    revocation = forms.revocation_list(above, number + 1, entries, 30).sign(root, algorithm)
     content = rules.certificate_content(forms.pem(certificate), forms.pem(revocation), custody)
-    rules.check_certificate(plan, request, content)
+    rules.check_certificate(plan, request, content, datetime.datetime.now(datetime.UTC))
     return content
 
 

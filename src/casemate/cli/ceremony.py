@@ -221,6 +221,10 @@ def status(
 @click.option("--secret-file", type=_FILE, help="For custodians: the secret, 16 to 1024 bytes.")
 @click.option("--root", help="For the root: the root's key.")
 @click.option(
+    "--root-crl", type=_FILE, help="For the root: its newest revocation list (PEM); the ceremony's follows it."
+)
+@click.option("--no-earlier-list", is_flag=True, help="For the root: it has never made a revocation list.")
+@click.option(
     "-o", "--output", type=click.Path(path_type=Path, file_okay=False), help="For the auditor: where all of it goes."
 )
 @click.option("-y", "--yes", is_flag=True, help="Sign without being asked.")
@@ -237,6 +241,8 @@ def join(
     host_keys: tuple[Path, ...],
     secret_file: Path | None,
     root: str | None,
+    root_crl: Path | None,
+    no_earlier_list: bool,
     output: Path | None,
     yes: bool,
     as_json: bool,
@@ -255,6 +261,9 @@ def join(
     from casemate.build import signers
     from casemate.cli.ui import read_input
 
+    if root_crl and no_earlier_list:
+        raise click.UsageError("--root-crl and --no-earlier-list exclude each other")
+    earlier = read_input(str(root_crl), 16 << 20) if root_crl else b"" if no_earlier_list else None
     visit = _visit(address, plan_file, image, secret, keyset, quiet=as_json)
     before, role = visit.look(), visit.plan.role_of(name)
     needs = {
@@ -267,6 +276,8 @@ def join(
     option, given = needs[role]
     if not given:
         raise click.UsageError(f"{name} is of the role {role}, which needs {option}")
+    if role == plans.ROOT:
+        host.earlier_list(visit.plan, earlier)
     action = plans.ACTIONS[role]
     if not yes:
         click.echo(f"Ceremony {visit.plan.name}, plan {visit.plan.digest}, {len(before.lines)} lines so far.", err=True)
@@ -292,7 +303,7 @@ def join(
             line = visit.contribute(name, private, share, custody)
         elif role == plans.ROOT:
             with signers.find(str(root), here).open() as above:
-                line = visit.certify(name, private, above, custody, host.custody_of(str(root)))
+                line = visit.certify(name, private, above, custody, host.custody_of(str(root)), earlier)
         else:
             assert output is not None
             line = visit.witness(name, private, output / host.BUILT, custody)
