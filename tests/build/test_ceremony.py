@@ -146,6 +146,12 @@ def test_one_person_under_two_names_is_refused() -> None:
     refused("CEREMONY-PLAN", lambda: kit.plan(personas=people).as_bytes())
 
 
+@pytest.mark.parametrize("lasting", ["root key", "pipeline"])
+def test_nobody_takes_part_with_a_key_that_is_valid_afterwards(lasting: str) -> None:
+    people = {name: kit.pem(key(lasting if name == "rita" else name)) for name in kit.PEOPLE}
+    refused("CEREMONY-PLAN", lambda: kit.plan(personas=people).as_bytes())
+
+
 def test_one_person_in_two_roles_is_refused() -> None:
     roles = dict(kit.plan().roles)
     roles["custodians"] = Role(("dave", "alice"), 2)
@@ -294,7 +300,7 @@ def test_hosts_of_two_persons_must_be_the_same() -> None:
 
 def test_a_key_of_the_ceremony_is_not_the_next_key_of_anybody(open_one: Held) -> None:
     visit = open_one.visit
-    for mine in ("alice", "bob"):
+    for mine in ("alice", "bob", "root key", "pipeline"):
         refused("CEREMONY-CONTENT", lambda mine=mine: visit.approve("alice", key("alice"), key(mine)))
     open_one.approve("alice")
     refused("CEREMONY-CONTENT", lambda: visit.approve("bob", key("bob"), key("alice's next")))

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 from buildvm_kit import Reviewers
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from surroundings import PATIENCE, World
 
 from casemate.attestation.verify import verify
@@ -103,14 +105,16 @@ def test_a_plan_is_written_of_a_file_for_people(built: Built, run: Callable[...,
         name: {"quorum": role.quorum, "people": {who: f"{who}.pub" for who in role.members}}
         for name, role in first.roles.items()
     }
-    (tmp_path / "pipeline.pub").write_text(first.personas["alice"])
+    pipeline = ec.generate_private_key(ec.SECP384R1()).public_key()
+    public = pipeline.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo).decode()
+    (tmp_path / "pipeline.pub").write_text(public)
     (tmp_path / "root.crt").write_text(first.root_certificate)
     said = {"name": "spring", "organization": "Example", "minutes": 30, "root": "root.crt", "roles": roles}
     (tmp_path / "ceremony.yaml").write_text(json.dumps(said | {"pipeline": "pipeline.pub"}))
     done = run("ceremony", "plan", tmp_path / "ceremony.yaml", "-o", tmp_path / "plan.json", "--json")
     assert done.code == 0, done.err
     made = plans.parse_plan((tmp_path / "plan.json").read_bytes())
-    assert json.loads(done.out)["plan"] == made.digest and made.pipeline == first.personas["alice"]
+    assert json.loads(done.out)["plan"] == made.digest and made.pipeline == public
     assert (made.parts, made.values, made.hosts, made.minutes) == (first.parts, first.values, first.hosts, 30)
     (tmp_path / "ceremony.yaml").write_text(json.dumps({"name": "spring"}))
     assert hashlib.sha256((tmp_path / "plan.secret").read_bytes()).hexdigest() == made.image_secret

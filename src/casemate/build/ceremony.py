@@ -55,6 +55,7 @@ from casemate.build.ceremonyplan import (
     WORD,
     Plan,
     holds,
+    lasting_keys,
     object_of,
     part_of,
     public_key,
@@ -382,14 +383,15 @@ class Ceremony:
         key = public_key(said["key"], "CONTENT", "the next key")
         if not holds(key, unb64(said["proof"], "CONTENT"), NEXT_KEY_TYPE, f"{self.session.digest} {by}".encode()):
             raise refusal("CONTENT", "the next key has not signed for this session", "sign with it")
-        used = {spki(public_key(pem, "PLAN", name)) for name, pem in self.plan.personas.items()}
+        used = lasting_keys(self.plan.root_certificate, self.plan.pipeline)
+        used |= {spki(public_key(pem, "PLAN", name)) for name, pem in self.plan.personas.items()}
         for line in self.of(ACTIONS[REVIEWERS]):
             used.add(spki(public_key(json.loads(line.content)["key"], "CONTENT", "a next key")))
         if spki(key) in used:
             raise refusal(
                 "CONTENT",
-                "the next key is one of this ceremony, or another's",
-                "no key of the ceremony is valid after it",
+                "the next key is one of this ceremony, another's, the root's or the pipeline's",
+                "make one for this: no key of the ceremony is valid after it",
             )
 
     def request(self) -> bytes:

@@ -161,10 +161,21 @@ def parse_plan(data: bytes) -> Plan:
     if not begins < ends:
         raise refusal("PLAN", "the window ends before it begins", "correct the window")
     _require_root(document["root_certificate"], development=document["development"])
-    personas, roles = _personas(document["personas"]), _roles(document["roles"])
+    pipeline, personas, roles = (
+        _pipeline(document["pipeline"]),
+        _personas(document["personas"]),
+        _roles(document["roles"]),
+    )
     acting = [name for role in roles.values() for name in role.members]
     if len(set(acting)) != len(acting):
         raise refusal("PLAN", "somebody has two roles, or stands twice in one", "one role for each person")
+    lasting = lasting_keys(document["root_certificate"], pipeline)
+    if strange := [name for name, pem in personas.items() if spki(public_key(pem, "PLAN", name)) in lasting]:
+        raise refusal(
+            "PLAN",
+            f"{strange[0]} has the key of the root or of the pipeline",
+            "a key of their own: none that is used in the ceremony is valid after it",
+        )
     if set(acting) != set(personas):
         raise refusal("PLAN", "somebody has a role and no key, or a key and no role", "name each person in both places")
     return Plan(
@@ -176,7 +187,7 @@ def parse_plan(data: bytes) -> Plan:
         personas=personas,
         roles=roles,
         hosts=_plan_hosts(document["hosts"]),
-        pipeline=_pipeline(document["pipeline"]),
+        pipeline=pipeline,
         root=part_of(document["root"]),
         parts={name: part_of(one) for name, one in parts.items()},
         values=dict(values),
@@ -187,6 +198,7 @@ def parse_plan(data: bytes) -> Plan:
 
 def _require_root(pem: str, *, development: bool) -> None:
     from cryptography import x509
+    from cryptography.exceptions import UnsupportedAlgorithm
     from cryptography.hazmat.primitives.serialization import Encoding
 
     from casemate.certificates.chain import has_development_mark
@@ -194,10 +206,19 @@ def _require_root(pem: str, *, development: bool) -> None:
     try:
         (root,) = x509.load_pem_x509_certificates(pem.encode("ascii"))
         marked = has_development_mark(root.public_bytes(Encoding.PEM))
-    except (ValueError, CasemateError):
+        root.public_key()
+    except (ValueError, UnsupportedAlgorithm, CasemateError):
         raise refusal("PLAN", "the root's certificate is none, or more than one", "give it as PEM") from None
     if marked is not development:
         raise refusal("PLAN", "the root is for development and the plan not, or the other way", "take another root")
+
+
+def lasting_keys(root_certificate: str, pipeline: str) -> set[bytes]:
+    """Return the keys that a plan names and that are valid after it, as SubjectPublicKeyInfo: the root's, the pipeline's."""
+    from cryptography import x509
+
+    root = spki(x509.load_pem_x509_certificate(root_certificate.encode("ascii")).public_key())
+    return {root, spki(public_key(pipeline, "PLAN", "the pipeline's key"))} if pipeline else {root}
 
 
 def _personas(said: object) -> dict[str, str]:
