@@ -133,15 +133,16 @@ def bootstrap(made: Plan, clock: Any = time.time, attest: Any = None) -> Bootstr
 
 @dataclass
 class Held:
-    """A ceremony that is open: the service, a visit, and the address."""
+    """A ceremony that is open: the service, a visit, the address; where its people say that the root's and next keys are."""
 
     service: Bootstrap
     visit: Visit
     port: int
+    custody: str = "file"
 
     def approve(self, *names: str) -> None:
         for name in names:
-            self.visit.approve(name, key(name), key(f"{name}'s next"))
+            self.visit.approve(name, key(name), key(f"{name}'s next"), next_custody=self.custody)
 
     def to_the_request(self) -> None:
         self.approve("alice", "bob")
@@ -152,7 +153,7 @@ class Held:
 
     def to_the_image(self) -> None:
         self.to_the_request()
-        self.visit.certify("rita", key("rita"), key("root key"))
+        self.visit.certify("rita", key("rita"), key("root key"), root_custody=self.custody, earlier=b"")
         for name, data in FILES.items():
             self.visit.bring(name, data)
         self.service.step()

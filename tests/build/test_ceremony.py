@@ -699,6 +699,19 @@ def test_a_development_ceremony_is_one_whatever_its_record_says(finished: tuple[
     assert plan.development and found.development and "DEVELOPMENT" in found.summary()
 
 
+def test_a_real_ceremony_with_lasting_keys_in_files_is_not_proved(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kit, "TEE", "IBM Secure Execution")
+    for custody, verdict in (("file", "not proved"), ("token", "proved")):
+        with held(kit.plan(development=False)) as found:
+            found.custody = custody
+            found.to_the_end(tmp_path / custody)
+        made = report(tmp_path / custody, found.service.plan)
+        assert verdicts(made)["keys"] == verdict and made.holds is (custody == "token"), made.as_dict()
+        assert not any("never leaves" in one.lives for one in made.keys)
+
+
 def test_the_hosts_of_a_real_plan_must_be_verified_ones() -> None:
     real, mine = kit.plan(development=False), [("HKD.crt", kit.host())]
     refused("CEREMONY-HOSTS", lambda: ceremonyhost.check_hosts(real, None))

@@ -96,7 +96,7 @@ def _headline(report: Report) -> str:
 
 
 def _sound(report: Report) -> bool:
-    waits = {"quorum", "end", "witness", "intermediate", "BuildVM image"}
+    waits = {"quorum", "end", "witness", "intermediate", "BuildVM image", "keys"}
     return all(one.outcome is Outcome.PROVED or one.name in waits for one in (*report.checks, *report.more))
 
 

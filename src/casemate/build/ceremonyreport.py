@@ -215,6 +215,8 @@ def verify(
         )
     if files is not None:
         check(*_files(found, files))
+    if not plan.development:
+        check(*_lasting(found))
     return Report(
         *(plan, found, tuple(checks), tuple(keys_of(found, genuine)), tuple(map(_step_of(plan), found.lines))),
         *(tuple(found.missing()), session.development or plan.development),
@@ -308,6 +310,17 @@ def _files(found: Ceremony, files: Mapping[str, Part]) -> tuple[str, bool | None
     return "BuildVM image", bool(built) and not wrong, good, bad
 
 
+def _lasting(found: Ceremony) -> tuple[str, bool | None, str, str]:
+    """Whether the keys of people that are valid after the ceremony, the root's and those that approve builds, are in tokens."""
+    said = {f"{line.by}'s next key": json.loads(line.content)["custody"] for line in found.of("approve")}
+    for line in found.of("certify"):
+        said["the root's key"] = json.loads(line.content)["custody"]
+    loose = [name for name, where in said.items() if where != plans.TOKEN]
+    good = "the root's key, and those that approve builds, were shown to be in tokens"
+    bad = f"in a file, or wherever that was copied to: {', '.join(loose)}" if loose else "the root has not answered yet"
+    return "keys", True if not loose and found.of("certify") else None, good, bad
+
+
 def _certificate_key(pem: bytes) -> Any:
     from cryptography import x509
 
@@ -364,12 +377,15 @@ def keys_of(found: Ceremony, genuine: bool) -> list[Key]:
                 "its holder signed that; their program asked the token: made inside, never out",
             )
             return Key(name, *said, Outcome.PROVED)
-        said = "a file" if where else "unknown", ended, "its holder says so" if where else "its holder has not acted"
+        if where:
+            said = "a file", f"in the file, and wherever that was copied to; {ended}", "its holder says so"
+        else:
+            said = "unknown", "unknown", "its holder has not acted"
         return Key(name, *said, Outcome.NOT_PROVED)
 
     answered = {line.by: json.loads(line.content)["custody"] for line in found.of("certify")}
     root, where = next(iter(answered.items()), ("", ""))
-    keys = [held("root of the certificates", where, "never leaves it")]
+    keys = [held("root of the certificates", where, "in use")]
     if root:
         keys[0] = replace(keys[0], evidence=f"{root} answered the request with it; {keys[0].evidence}")
     keys += [

@@ -535,6 +535,6 @@ def _show(report: Report, as_json: bool, *, checks: bool = True) -> None:
     for check in (*report.checks, *report.more):
         click.echo(f"  {check.outcome.value:<10} {check.name}: {check.why}")
     for key in report.keys:
-        click.echo(f"  key  {key.name}: made {key.made}; lives {key.lives}")
+        click.echo(f"  {key.outcome.value:<10} key of {key.name}: made {key.made}; lives {key.lives}")
     click.echo(f"plan {report.plan.digest}")
     click.echo(report.summary())
