@@ -735,24 +735,60 @@ def test_half_a_character_is_no_text_of_a_plan(name: str) -> None:
     refused("CEREMONY-PLAN", lambda: plans.parse_plan(json.dumps(document).encode()))
 
 
-def test_somebody_who_signed_another_image_is_named(open_one: Held) -> None:
+def another_image(found: Held, who: str, header: str = "0" * 64) -> bytes:
+    """What a reviewer sends who has packed another image."""
+    seen = found.visit.look()
+    content = rules.next_key(seen.session, who, key(f"{who}'s next"), "file")
+    return kit.forge(seen.plan, seen.session, who, content, seen.head, key(who), header=header)
+
+
+def test_one_reviewer_who_signs_another_image_first_stops_nobody(open_one: Held, tmp_path: Path) -> None:
+    open_one.visit._ask("POST", "/entry", 1 << 20, another_image(open_one, "carol"))
     open_one.approve("alice")
     seen = open_one.visit.look()
-    content = rules.next_key(seen.session, "bob", key("bob's next"), "file")
-    entry = kit.forge(seen.plan, seen.session, "bob", content, seen.head, key("bob"), header="0" * 64)
+    assert not seen.enough("reviewers") and seen.missing()[0] == rules.Missing("reviewers", 1, ("bob",), True)
+    open_one.approve("bob")
+    open_one.visit.give_hosts("heidi", key("heidi"), [("HKD.crt", kit.host())])
+    for name in ("dave", "frank"):
+        open_one.visit.contribute(name, key(name), f"a share that {name} keeps".encode())
+    open_one.service.step()
+    open_one.visit.certify("rita", key("rita"), key("root key"))
+    for name, data in FILES.items():
+        open_one.visit.bring(name, data)
+    open_one.service.step()
+    open_one.visit.witness("oscar", key("oscar"), tmp_path / "buildvm")
+    open_one.service.step()
+    open_one.visit.save(tmp_path)
+    found = report(tmp_path, open_one.service.plan)
+    assert found.holds, found.as_dict()
+    assert "carol signed another image" in next(one.why for one in found.checks if one.name == "BootstrapVM")
+    who = approval.parse_reviewers((tmp_path / "buildvm/reviewers.json").read_bytes())
+    assert set(who.keys) == {"alice", "bob"} and not any(one.name.startswith("carol: approves") for one in found.keys)
+
+
+def test_who_signs_another_image_than_enough_reviewers_is_refused(open_one: Held) -> None:
+    open_one.approve("alice", "bob")
+    seen, entry = open_one.visit.look(), another_image(open_one, "carol")
     refused("CEREMONY-IMAGE", lambda: open_one.visit._ask("POST", "/entry", 1 << 20, entry))
-    assert open_one.visit.look().lines == seen.lines  # so one person can't spoil what the others have done
+    assert open_one.visit.look().lines == seen.lines
 
 
-def test_who_all_signed_another_image_are_named(open_one: Held) -> None:
-    seen, visit = open_one.visit.look(), open_one.visit
-    content = rules.next_key(seen.session, "bob", key("bob's next"), "file")
-    entry = kit.forge(seen.plan, seen.session, "bob", content, seen.head, key("bob"), header="0" * 64)
-    visit._ask("POST", "/entry", 1 << 20, entry)
+def test_reviewers_who_each_sign_another_image_are_not_enough(open_one: Held) -> None:
+    for who, header in (("alice", "0"), ("bob", "1"), ("carol", "2")):
+        open_one.visit._ask("POST", "/entry", 1 << 20, another_image(open_one, who, header * 64))
+    seen = open_one.visit.look()
+    assert not seen.enough("reviewers") and seen.missing()[0].count == 1 and not seen.missing()[0].names
+    refused("CEREMONY-ORDER", lambda: open_one.visit.give_hosts("heidi", key("heidi"), [("HKD.crt", kit.host())]))
+
+
+def test_enough_reviewers_of_another_image_than_was_measured_refute_it(open_one: Held) -> None:
+    visit = open_one.visit
+    for who in ("alice", "bob"):
+        visit._ask("POST", "/entry", 1 << 20, another_image(open_one, who))
     seen = visit.look()
     found = ceremonyreport.verify(seen.plan, visit.answer, seen.as_bytes(), evidence=visit.evidence)
     assert verdicts(found)["BootstrapVM"] == "refuted"
-    assert "bob" in next(one.why for one in found.checks if one.name == "BootstrapVM")
+    assert "alice, bob" in next(one.why for one in found.checks if one.name == "BootstrapVM")
 
 
 def test_what_comes_after_the_plans_minutes_is_no_line() -> None:

@@ -20,7 +20,9 @@ persona has their statement. Contributed secrets are not in it: only SHA-256 ove
 action        by              when
 ============  ==============  ======================================================================================
 open          the machine     first
-approve       reviewers       before anything else; each names the key that will approve builds, another than the one here
+approve       reviewers       before anything else; each names the key that will approve builds, another than the one here;
+                              the image that enough of them have signed is then the ceremony's, and who signed another
+                              does not count
 hosts         hosts           when enough have approved; all of them give the same hosts
 contribute    custodians      when enough have approved; sealed for the session, so that nobody else can read it
 request       the machine     when all three have enough: makes the intermediate key inside, asks for its certificate
@@ -257,16 +259,30 @@ class Ceremony:
         """Return the lines of an action."""
         return [line for line in self.lines if line.action == action]
 
+    def counted(self, role: str) -> list[Line]:
+        """Return the lines that count for a role: all of its action; of reviewers, who may differ, the most with one header."""
+        if role != REVIEWERS:
+            return self.of(ACTIONS[role])
+        groups: dict[str, list[Line]] = {}
+        for line in self.of(ACTIONS[REVIEWERS]):
+            groups.setdefault(header_of(line), []).append(line)
+        return max(groups.values(), key=len, default=[])
+
     def enough(self, role: str) -> bool:
         """Whether so many have acted in a role as must."""
-        return len(self.of(ACTIONS[role])) >= self.plan.roles[role].quorum
+        return len(self.counted(role)) >= self.plan.roles[role].quorum
+
+    @property
+    def header(self) -> str:
+        """The image's header that enough reviewers have signed, which is then everybody's; empty until they have."""
+        return header_of(self.counted(REVIEWERS)[0]) if self.enough(REVIEWERS) else ""
 
     def missing(self) -> list[Missing]:
         """Return what roles have still to do, in the order of the ceremony."""
         found = []
         for role in ACTIONS:
             done = {line.by for line in self.of(ACTIONS[role])}
-            count = self.plan.roles[role].quorum - len(done)
+            count = self.plan.roles[role].quorum - len(self.counted(role))
             if count > 0:
                 names = tuple(name for name in self.plan.roles[role].members if name not in done)
                 found.append(Missing(role, count, names, not self._too_early(role)))
@@ -335,10 +351,9 @@ class Ceremony:
             raise refusal("TWICE", f"{by} has done this already", "nobody acts twice")
         if self.of(closed) or (role == ROOT and self.enough(ROOT)):
             raise refusal("TIME", "it is too late: this part is over", "look at casemate ceremony status")
-        if others := [line for line in self.lines if line.by and _header(line) != document["header"]]:
-            raise refusal(
-                "IMAGE", f"{others[0].by} has signed another image than this", "compare: casemate ceremony pack"
-            )
+        if self.header and self.header != document["header"]:
+            names = ", ".join(line.by for line in self.counted(REVIEWERS))
+            raise refusal("IMAGE", f"{names} have approved another image than this", "compare: casemate ceremony pack")
         if document["seen"] not in ({self.head} if role == AUDITOR else {line.digest for line in self.lines}):
             raise refusal(
                 "OTHER", "the line that was seen last is not in this transcript, or not its head", "look at it again"
@@ -411,8 +426,8 @@ class Ceremony:
         return hosts_of(self.of(ACTIONS[HOSTS])[0].content)
 
     def reviewers(self) -> bytes:
-        """Return the reviewers of the builder (``casemate-reviewers/1``): those who approved, with their next keys."""
-        keys = {line.by: json.loads(line.content)["key"] for line in self.of(ACTIONS[REVIEWERS])}
+        """Return the reviewers of the builder (``casemate-reviewers/1``): who approved the ceremony's image, with next keys."""
+        keys = {line.by: json.loads(line.content)["key"] for line in self.counted(REVIEWERS)}
         document = {"format": "casemate-reviewers/1", "threshold": self.plan.roles[REVIEWERS].quorum, "reviewers": keys}
         return json.dumps(document, sort_keys=True, indent=1).encode() + b"\n"
 
@@ -479,7 +494,8 @@ class Ceremony:
             built_files(line)
 
 
-def _header(line: Line) -> str:
+def header_of(line: Line) -> str:
+    """Return the header (SHA-256, hex) that a persona's line is about."""
     return str(json.loads(line.statement)["header"])
 
 

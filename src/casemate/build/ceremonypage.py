@@ -103,7 +103,7 @@ def _sound(report: Report) -> bool:
 def _role(report: Report, role: str) -> str:
     wanted = report.plan.roles[role]
     done = {step.who: step for step in report.steps if step.action == ACTIONS[role]}
-    enough = len(done) >= wanted.quorum
+    enough = bool(done) and role not in {one.role for one in report.missing}
     entries = "".join(
         f'<li class="{"yes" if name in done else "no"}">'
         f"{records._icon(Outcome.PROVED if name in done else Outcome.MISSING)}<span>{escape(name)}</span></li>"

@@ -276,7 +276,7 @@ def _replay(plan: Plan, session: Session, transcript: bytes) -> tuple[Ceremony, 
 
 
 def _machine(found: Ceremony, evidence: Evidence | None, *, asked: bool) -> tuple[str, bool | None, str, str]:
-    """Whether an ultravisor has measured image and session, and everybody who acted has seen the same image."""
+    """Whether an ultravisor has measured image and session, and this is the image that enough reviewers have approved."""
     name = "BootstrapVM"
     if evidence is None:
         return name, None, "", "no measurement was given: nothing shows that its session is not an impostor's"
@@ -286,13 +286,15 @@ def _machine(found: Ceremony, evidence: Evidence | None, *, asked: bool) -> tupl
         return name, False, "", f"{error.id}: {error.cause}"
     header, answer = evidence.names
     said = {line.by: json.loads(line.statement) for line in found.lines if line.by}
-    if others := sorted(who for who, one in said.items() if one["header"] != header):
+    others = sorted(who for who, one in said.items() if one["header"] != header)
+    aside = f"; {', '.join(others)} signed another image, and do not count" if others else ""
+    if found.header and found.header != header:
         return name, False, "", f"{', '.join(others)} have signed another image than this"
     who = [one for one, statement in said.items() if statement["measurement"] == answer]
     if not who and not asked:
-        return name, None, "", "nobody has signed this measurement: whoever asked for it could have made it"
+        return name, None, "", f"nobody has signed this measurement: whoever asked for it could have made it{aside}"
     good = f"the ultravisor of {host} measured its image and this session, asked by {', '.join(who) or 'you'}"
-    return name, True, f"{good}; the {len(said)} who acted have each signed this image", ""
+    return name, True, f"{good}; {len(said) - len(others)} have each signed this image{aside}", ""
 
 
 def _files(found: Ceremony, files: Mapping[str, Part]) -> tuple[str, bool | None, str, str]:
@@ -312,7 +314,7 @@ def _files(found: Ceremony, files: Mapping[str, Part]) -> tuple[str, bool | None
 
 def _lasting(found: Ceremony) -> tuple[str, bool | None, str, str]:
     """Whether the keys of people that are valid after the ceremony, the root's and those that approve builds, are in tokens."""
-    said = {f"{line.by}'s next key": json.loads(line.content)["custody"] for line in found.of("approve")}
+    said = {f"{line.by}'s next key": json.loads(line.content)["custody"] for line in found.counted(plans.REVIEWERS)}
     for line in found.of("certify"):
         said["the root's key"] = json.loads(line.content)["custody"]
     loose = [name for name, where in said.items() if where != plans.TOKEN]
@@ -410,6 +412,6 @@ def keys_of(found: Ceremony, genuine: bool) -> list[Key]:
         held(f"{name}: {plan.role_of(name)}", custody.get(name, ""), "valid for this ceremony only")
         for name in plan.personas
     ]
-    for line in found.of("approve"):
+    for line in found.counted(plans.REVIEWERS):
         keys.append(held(f"{line.by}: approves builds from now on", json.loads(line.content)["custody"], "in use"))
     return keys
