@@ -347,6 +347,14 @@ def test_a_contribution_that_is_not_what_was_committed_to_is_refused(open_one: H
     refused("CEREMONY-CONTENT", lambda: open_one.visit.act("dave", key("dave"), "file", content, sealed))
 
 
+def test_two_custodians_do_not_give_the_same_secret(open_one: Held) -> None:
+    open_one.approve("alice", "bob")
+    open_one.visit.contribute("dave", key("dave"), b"what both of them know")
+    again = b"what both of them know"  # with another salt, so it is another commitment
+    refused("CEREMONY-CONTENT", lambda: open_one.visit.contribute("erin", key("erin"), again))
+    open_one.visit.contribute("erin", key("erin"), b"what only erin knows")
+
+
 def test_what_comes_of_contributions_nobody_can_compute() -> None:
     told = [b"one", b"two"]
     assert service.mix(told, b"x") != service.mix(told, b"x")

@@ -112,6 +112,7 @@ class Bootstrap:
             said = self.ceremony.check(payload, signature, by, content, self.now())
             if said.role == plans.CUSTODIANS:
                 opened = sessions.open_share(self._sealing, self.ceremony.session, by, sealed, content)
+                self._require_another(opened)
             elif sealed:
                 raise plans.CeremonyError("nothing secret belongs to this part", id="CEREMONY-CONTENT")
             line = self._append(said.action, by=by, statement=payload, signature=signature, content=content)
@@ -121,6 +122,13 @@ class Bootstrap:
             self.changed.notify_all()
         say("HPL19011I", f"{by} has done their part: {said.action}")
         return line.as_bytes()
+
+    def _require_another(self, opened: bytes) -> None:
+        """Refuse a secret that somebody has given before: what was committed to differs by its salt."""
+        if any(one.reveal()[sessions.SALT :] == opened[sessions.SALT :] for one in self._shares.values()):
+            raise plans.CeremonyError(
+                "somebody has contributed the same", "each gives a secret of their own", id="CEREMONY-CONTENT"
+            )
 
     def measure(self, request: bytes) -> bytes:
         """Have the ultravisor measure this machine with its session, and nothing else. Raises :class:`CeremonyError`."""
