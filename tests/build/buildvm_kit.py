@@ -84,6 +84,7 @@ class Bench:
         public = {
             **{"reviewers.json": self.reviewers.file, "root.crt": self.authority.root_pem},
             **{"intermediate.crt": certificate, "authority.json": json.dumps(names).encode()},
+            "root.crl.pem": files["root.crl.pem"],
             **({"pipeline.pem": pipeline} if pipeline else {}),
         }
         identity = next_builder(

@@ -55,6 +55,20 @@ def test_verify_says_who_made_an_image_and_on_whose_word(run: Run, bench: Bench,
     assert result.code == 1 and "BUILDVM-RECORD" in result.err
 
 
+@pytest.mark.parametrize("name", ["crl.pem", "root.crl.pem"])
+def test_a_builder_without_a_revocation_list_is_not_taken_for_one_that_is_not_revoked(
+    run: Run, bench: Bench, image: tuple[Path, bytes], name: str
+) -> None:
+    path = bench.published.path / name
+    kept = path.read_bytes()
+    path.unlink()
+    try:
+        result = run("buildvm", "verify", str(image[0]), "--builder", str(bench.published.path))
+    finally:
+        path.write_bytes(kept)
+    assert result.code == 1 and "BUILDVM-LIST" in result.err and name in result.err
+
+
 def test_show_names_the_reviewers(run: Run, bench: Bench) -> None:
     said = json.loads(run("buildvm", "show", str(bench.published.path), "--json").out)
     assert (said["name"], said["generation"], said["threshold"]) == ("buildvm", 1, 2)

@@ -49,6 +49,8 @@ from casemate.image.root import Root, build_root, select_packages
 NAME = "buildvm"
 STATE_SIZE, RESULT_SIZE = 1 << 30, 1 << 30
 DONE = "HPL17011I"
+LISTS = ("crl.pem", "root.crl.pem")
+"""What a builder's directory has of what is revoked: its own list, and the root's."""
 BUILT = "build"
 """Directory of an image directory with what proves that a builder machine made it."""
 _LARGEST_FILE = 1 << 20
@@ -83,6 +85,18 @@ class BuilderDirectory:
     def certificate(self) -> bytes:
         """The attestation certificate, PEM."""
         return (self.path / "attestation.crt").read_bytes()
+
+    def lists(self) -> list[bytes]:
+        """The revocation lists of builder and root, PEM. Raises :class:`BuildError` where one is missing."""
+        for name in LISTS:
+            if not (self.path / name).is_file():
+                raise _error(
+                    "LIST",
+                    f"there is no {name}: nothing shows that the builder was not revoked",
+                    "take the builder's directory whole, or put the newest list there",
+                    str(self.path),
+                )
+        return [(self.path / name).read_bytes() for name in LISTS]
 
 
 # --- making one -------------------------------------------------------------------------------------------------
@@ -533,13 +547,12 @@ def verify_record(
     given = {"build:job": job, "build:approval": approved}
     given |= {f"baked:{name}": (path / name).read_bytes() for name in (REVIEWERS, ROOT)}
     reference["values"] |= {name: hashlib.sha256(data).hexdigest() for name, data in given.items()}
-    crls = [(path / name).read_bytes() for name in ("crl.pem", "root.crl.pem") if (path / name).is_file()]
     return records.verify(
         *(record, signature, builder.certificate()),
         time=time or datetime.datetime.now(datetime.UTC),
         issuers=[(path / "root.crt").read_bytes()],
         untrusted=[(path / "intermediate.crt").read_bytes()],
-        crls=crls,
+        crls=builder.lists(),
         reference=json.dumps(reference).encode(),
     )
 
