@@ -34,6 +34,8 @@ from casemate.secureexec import header as headers
 from casemate.secureexec.image import read_clear
 
 FILES = {"kernel": b"kernel" * 500, "initrd": b"initrd" * 500, "sbom.spdx.json": b"bill", "packages.txt": b"packages"}
+ARCHIVE = b"root archive"
+ROOT = Part(hashlib.sha256(ARCHIVE).hexdigest(), len(ARCHIVE))
 PEOPLE = {
     **{"alice": "reviewers", "bob": "reviewers", "carol": "reviewers", "heidi": "hosts", "dave": "custodians"},
     **{"erin": "custodians", "frank": "custodians", "rita": "root", "oscar": "auditor"},
@@ -71,7 +73,17 @@ def pem(private: Any) -> str:
 def plan(**changed: Any) -> Plan:
     files = (io.BytesIO(FILES["kernel"]), io.BytesIO(FILES["initrd"]))
     values = Parts(
-        *("amd64", KINDS["builder"], "6.1", *files, "a" * 64, 4096, FILES["sbom.spdx.json"], FILES["packages.txt"], {})
+        *(
+            "amd64",
+            KINDS["builder"],
+            "6.1",
+            *files,
+            ROOT.sha256,
+            ROOT.size,
+            FILES["sbom.spdx.json"],
+            FILES["packages.txt"],
+            {},
+        )
     ).values()
     now = datetime.datetime.now(datetime.UTC).replace(microsecond=0)
     made = Plan(
@@ -82,7 +94,7 @@ def plan(**changed: Any) -> Plan:
             for role, quorum in QUORUM.items()
         },
         {"HKD.crt": host().decode()},
-        *(root_pem().decode(), pem(key("pipeline")), "26.11.0", "b" * 64, "amd64", "6.1", Part("a" * 64, 4096)),
+        *(root_pem().decode(), pem(key("pipeline")), "26.11.0", "b" * 64, "amd64", "6.1", ROOT),
         {name: Part(hashlib.sha256(data).hexdigest(), len(data)) for name, data in FILES.items()},
         values,
         hashlib.sha256(SECRET).hexdigest(),

@@ -27,6 +27,7 @@ def place(tmp_path: Path) -> Path:
     (tmp_path / "bootstrap").mkdir()
     with (tmp_path / "bootstrap/casemate.img").open("w+b") as out:
         ceremonyhost.write_image(made, kit.FILES, out, kit.SECRET)
+    (tmp_path / "bootstrap/root.squashfs").write_bytes(kit.ARCHIVE)
     for name in (*kit.PEOPLE, "next", "other", "root key"):
         signers.write_private(tmp_path / f"{name}.key", forms.private_pem(key(name)))
     (tmp_path / "HKD.crt").write_bytes(kit.host())
@@ -81,6 +82,9 @@ def test_each_person_does_their_part_and_an_auditor_verifies_all(run: Run, place
     until = join(run, place, open_one, "oscar", "-o", place / "kept")
     stepping.join()
     assert until.code == 0, until.err
+    assert (place / "kept/buildvm/root.squashfs").read_bytes() == kit.ARCHIVE  # so it starts
+    (place / "another").write_bytes(b"another root")
+    assert not ceremonyhost.finish(place / "kept/buildvm", place / "another", open_one.service.plan)
     words = (
         "ceremony",
         "verify",

@@ -56,11 +56,15 @@ def custody_of(uri: str) -> str:
 
 @dataclass
 class Visit:
-    """The way of one persona to a BootstrapVM at ``HOST:PORT``. ``header``: of its image, as they have packed it."""
+    """The way of one persona to a BootstrapVM at ``HOST:PORT``. ``header``: of its image, as they have packed it.
+
+    ``archive``: the root archive, where they have it.
+    """
 
     address: str
     plan: Plan
     header: bytes
+    archive: Path | None = None
     answer: bytes = field(default=b"", repr=False)
     evidence: Evidence | None = None
     seen: Ceremony | None = None
@@ -553,10 +557,16 @@ def require_empty(directory: Path) -> None:
         raise CasemateError("the directory is not empty", "name another one", str(directory), id="CEREMONY-IN-THE-WAY")
 
 
-def finish(directory: Path, parts: Ready) -> None:
-    """Put the root archive beside the files of the BuildVM's image that came out: then it is an image directory."""
+def finish(directory: Path, archive: Path, plan: Plan) -> bool:
+    """Put the root archive beside the files of the BuildVM's image that came out: then it is an image directory.
+
+    Return whether ``archive`` is there, and the plan's.
+    """
     from casemate.image.assemble import ARCHIVE
     from casemate.image.build import place
 
+    if not archive.is_file() or measure(archive) != plan.root:
+        return False
     (directory / ARCHIVE).unlink(missing_ok=True)
-    place(parts.archive, directory / ARCHIVE)
+    place(archive, directory / ARCHIVE)
+    return True

@@ -131,5 +131,5 @@ def hold(
             visit.witness(PEOPLE[AUDITOR][0], key, directory / host.BUILT, custody)
         visit.wait("end", patience)
         visit.save(directory)
-    host.finish(directory / host.BUILT, parts)
+    host.finish(directory / host.BUILT, parts.archive, plan)
     return plan

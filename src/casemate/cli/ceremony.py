@@ -310,6 +310,11 @@ def join(
             visit.save(output)  # should the machine be gone before its last line is seen
             visit.wait("end")
             visit.save(output)
+            assert visit.archive is not None
+            if not host.finish(output / host.BUILT, visit.archive, visit.plan):
+                click.echo(
+                    f"{output / host.BUILT}: its root archive is not here; casemate ceremony pack makes it", err=True
+                )
     if as_json:
         click.echo(json.dumps({"line": line.n, "digest": line.digest, "action": action}))
     else:
@@ -434,16 +439,16 @@ def _visit(
 
     from casemate.build import ceremonyhost as host
     from casemate.cli.ui import steps
+    from casemate.image.assemble import ARCHIVE
 
     plan = _plan(plan_file)
     host.check_hosts(plan, _kept(keyset))
     if image is not None:
-        return host.Visit(address, plan, host.header_of(image))
+        return host.Visit(address, plan, host.header_of(image), image / ARCHIVE)
     with steps("Packing the BootstrapVM", quiet=quiet) as progress, TemporaryDirectory() as work:
-        header = host.pack(
-            plan, host.ready_parts(plan.arch, progress=progress), Path(work, "bootstrap"), _secret(plan_file, secret)
-        )
-    return host.Visit(address, plan, header)
+        parts = host.ready_parts(plan.arch, progress=progress)
+        header = host.pack(plan, parts, Path(work, "bootstrap"), _secret(plan_file, secret))
+    return host.Visit(address, plan, header, parts.archive)
 
 
 def _report(
