@@ -133,6 +133,35 @@ def test_a_source_bundle_is_the_same_bytes_each_time_and_needs_a_key_on_p_384(tm
     assert refused(lambda: buildvm.sign_bundle(tmp_path / "one.deb", rsa.generate_private_key(65537, 2048)))
 
 
+def test_a_wrong_output_costs_no_approved_job(
+    run: Run, bench: Bench, image: tuple[Path, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full/letter").write_text("mine")
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "job").write_bytes(image[1])
+
+    def never(*_: object, **__: object) -> None:
+        raise AssertionError("a machine was started")
+
+    monkeypatch.setattr("casemate.machine.machines.start", never)
+    monkeypatch.setattr(buildvm, "files_of", never)
+    words = ["buildvm", "run", str(bench.published.path), "--job", "job", "--approval", "job"]
+    for state, output, wanted in (
+        *(("state", "full", "IMAGE-IN-THE-WAY"), ("state", "file", "BUILDVM-OUTPUT")),
+        *(("state", str(bench.published.path), "BUILDVM-OUTPUT"), ("new/state", "new", "BUILDVM-OUTPUT")),
+    ):
+        result = run(*words, "--state", state, "-o", output)
+        assert result.code == 1 and wanted in result.err, result.err
+    nowhere = tmp_path / "nothing"
+    assert refused(lambda: buildvm.unpack(nowhere, bench.published, image[1], b"", bench.published.path)) == (
+        "BUILDVM-OUTPUT"
+    )
+    assert refused(lambda: buildvm.run(bench.published, image[1], b"", {}, nowhere, tmp_path / "full")) == (
+        "IMAGE-IN-THE-WAY"
+    )
+
+
 # ------------------------------------------------------------------------------------------------- the root's part
 
 

@@ -43,7 +43,7 @@ from casemate.guest.builderwork import (
 from casemate.guest.kinds import KINDS
 from casemate.image import assemble as assembly
 from casemate.image import initrd, snapshot
-from casemate.image.build import ImageDirectory, chain_files, new_directory, parts_of, place
+from casemate.image.build import ImageDirectory, chain_files, check_replaceable, new_directory, parts_of, place
 from casemate.image.root import Root, build_root, select_packages
 
 NAME = "buildvm"
@@ -387,6 +387,16 @@ def _disks(state: Path, job: bytes, approved: bytes, files: Mapping[str, bytes |
         yield given, result
 
 
+def require_output(builder: BuilderDirectory, directory: Path, state: Path | None = None) -> None:
+    """Refuse a directory that a result can't replace, before an approved job is spent. Raises :class:`CasemateError`."""
+    if directory.exists() and not directory.is_dir():
+        raise _error("OUTPUT", "this is no directory", "name another one", str(directory))
+    kept = [builder.path, *([state] if state else [])]
+    if any(one.resolve().is_relative_to(directory.resolve()) for one in kept):
+        raise _error("OUTPUT", "the builder or its state disk is in this directory", "name another one", str(directory))
+    check_replaceable(directory)
+
+
 def run(
     builder: BuilderDirectory,
     job: bytes,
@@ -411,6 +421,7 @@ def run(
     from casemate.machine.qemu import Disk
 
     described = builder.describe()
+    require_output(builder, directory, state)
     name = machine or f"{described['name']}-{os.getpid()}"[:32]
     with _disks(state, job, approved, files) as (given, result):
         disks = (Disk(given, read_only=True), Disk(state.absolute(), STATE_SERIAL), Disk(result, RESULT_SERIAL))
@@ -443,6 +454,7 @@ def unpack(
     A revocation list becomes a directory with the list; an image becomes an image directory.
     """
     described = jobs.parse_job(job)
+    require_output(builder, directory)
     with disk.open("rb") as source:
         first = source.read(frame.FIRST)
         source.seek(0)

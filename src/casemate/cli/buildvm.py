@@ -187,6 +187,7 @@ def run(
     from casemate.cli.ui import read_input, steps
 
     told, approved = read_input(str(job_file), jobs.LARGEST), read_input(str(approval_file), approval.LARGEST)
+    builders.require_output(builders.BuilderDirectory(builder), output, state)
     with steps("Building inside the machine", quiet=as_json) as progress:
         files, archive = builders.files_of(told, bundle, progress)
         result = builders.run(
