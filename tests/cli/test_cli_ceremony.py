@@ -7,12 +7,13 @@ import json
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import ceremony_kit as kit
 import pytest
 from ceremony_kit import Held, held, key
 
-from casemate.build import ceremonyhost, forms, signers
+from casemate.build import ceremonyhost, forms, keyset, signers
 from casemate.build import ceremonyplan as plans
 from program import Result
 
@@ -172,3 +173,79 @@ def test_a_secret_that_is_too_short_is_told_and_nothing_is_sent(
     error = json.loads(done.out)["error"]
     assert done.code == 1 and error["id"] == "CEREMONY-CONTENT" and "16 to 1024 bytes" in error["cause"]
     assert not open_one.service.ceremony.of("contribute")
+
+
+@pytest.fixture
+def paper(place: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """What a file for a plan says; the parts are those of the kit."""
+    made = kit.plan()
+    (place / "root.crt").write_bytes(kit.root_pem())
+    (place / "archive").write_bytes(kit.ARCHIVE)
+    ready = ceremonyhost.Ready("amd64", "6.1", kit.FILES, place / "archive", made.values, {})
+    monkeypatch.setattr(ceremonyhost, "ready_parts", lambda *_, **__: ready)
+    for name, pem in made.personas.items():
+        (place / f"{name}.pub").write_text(pem)
+    roles = {
+        name: {"quorum": one.quorum, "people": {who: f"{who}.pub" for who in one.members}}
+        for name, one in made.roles.items()
+    }
+    common = {"name": "spring", "organization": "Example", "root": "root.crt", "hosts": ["HKD.crt"]}
+    return {**common, "minutes": 30, "roles": roles}
+
+
+def write(run: Run, place: Path, said: dict[str, Any], output: str = "new.json") -> Result:
+    (place / "ceremony.yaml").write_text(json.dumps(said))
+    return run("ceremony", "plan", place / "ceremony.yaml", "-o", place / output)
+
+
+def test_a_plan_says_when_its_window_is(run: Run, place: Path, paper: dict[str, Any]) -> None:
+    done = write(run, place, paper | {"begins": "2099-01-01T09:00:00Z", "window_minutes": 480})
+    assert done.code == 0, done.err
+    made = plans.parse_plan((place / "new.json").read_bytes())
+    assert (plans.text_of(made.not_before), plans.text_of(made.not_after), made.minutes) == (
+        *("2099-01-01T09:00:00Z", "2099-01-01T17:00:00Z"),
+        30,
+    )
+    done = write(run, place, paper)
+    assert done.code == 1 and "CEREMONY-IN-THE-WAY" in done.err
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        *(({"not_before": "2099-01-01T09:00:00Z"}, "not_before"), ({"pipelin": "root.crt"}, "pipelin")),
+        *(({"hosts": "HKD.crt"}, "hosts"), ({"begins": "tomorrow"}, "2026-11-25T09:00:00Z")),
+        *(({"begins": "2020-01-01T09:00:00Z"}, "window is over"), ({"window_minutes": 5}, "has not what a plan needs")),
+        ({"window_minutes": 10**40}, "has not what a plan needs"),
+    ],
+)
+def test_what_a_file_for_a_plan_can_not_say_is_told(
+    run: Run, place: Path, paper: dict[str, Any], change: dict[str, Any], named: str
+) -> None:
+    done = write(run, place, paper | change)
+    assert done.code == 1 and "CEREMONY-PLAN" in done.err and named in done.err, done.err
+    assert not (place / "new.json").exists() and not (place / "new.secret").exists()
+
+
+def test_what_a_role_can_not_say_is_told(run: Run, place: Path, paper: dict[str, Any]) -> None:
+    paper["roles"]["root"]["quorom"] = 2
+    done = write(run, place, paper)
+    assert done.code == 1 and "CEREMONY-PLAN" in done.err and "roles.root.quorom" in done.err
+
+
+@pytest.mark.parametrize("output", [".", "plan.secret"])
+def test_a_plan_needs_a_name_of_its_own(run: Run, place: Path, paper: dict[str, Any], output: str) -> None:
+    assert write(run, place, paper, output).code == 2
+
+
+@pytest.mark.parametrize(("verified", "revocation"), [(True, False), (False, False)])
+def test_a_keyset_that_was_not_checked_for_revocation_verifies_no_hosts(
+    run: Run, place: Path, verified: bool, revocation: bool
+) -> None:
+    kept = keyset.Keyset("hosts", "2026-11-25T09:00:00+00:00", verified, revocation, (("HKD.crt", kit.host()),))
+    (place / "hosts.json").write_bytes(kept.as_bytes())
+    done = run(
+        *("ceremony", "status", "127.0.0.1:1", "--plan", place / "plan.json", "--image", place / "bootstrap"),
+        *("--keyset", place / "hosts.json"),
+    )
+    assert done.code == 1 and "CEREMONY-HOSTS" in done.err, done.err

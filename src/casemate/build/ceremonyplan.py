@@ -28,6 +28,8 @@ from casemate.errors import CasemateError
 FORMAT = "casemate-ceremony/2"
 LARGEST_PLAN = 256 << 10
 LONGEST_MINUTES, MOST_PERSONAS, MOST_HOSTS = 24 * 60, 64, 16
+LONGEST_WINDOW = 366 * 24 * 60
+"""Minutes between a window's begin and its end, where a plan is made."""
 REVIEWERS, HOSTS, CUSTODIANS, ROOT, AUDITOR = "reviewers", "hosts", "custodians", "root", "auditor"
 ACTIONS = {REVIEWERS: "approve", HOSTS: "hosts", CUSTODIANS: "contribute", ROOT: "certify", AUDITOR: "witness"}
 """What each role does: one thing."""

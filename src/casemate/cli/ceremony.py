@@ -49,7 +49,7 @@ def ceremony() -> None:
 
 @ceremony.command()
 @click.argument("file", type=_FILE)
-@click.option("-o", "--output", required=True, type=click.Path(), help="The plan, for all to keep.")
+@click.option("-o", "--output", required=True, type=click.Path(dir_okay=False), help="The plan, for all to keep.")
 @_JSON
 def plan(file: Path, output: str, as_json: bool) -> None:
     """Write the plan of a ceremony from FILE (YAML), with the hashes of all that the BuildVM is made of.
@@ -61,7 +61,9 @@ def plan(file: Path, output: str, as_json: bool) -> None:
     FILE:
       name: spring
       organization: Example Bank
-      minutes: 120
+      minutes: 120                                 how long the machine is open, within the window
+      begins: 2026-11-25T09:00:00Z                 when the window begins; left out: now
+      window_minutes: 480                          how long the window is; left out: as minutes
       root: root.crt                               the certificate of the root's key
       keyset: hosts.json                           which machines may run the BootstrapVM (casemate keyset create);
                                                    for development: hosts: [HKD.crt], or none: the software ultravisor
@@ -73,15 +75,26 @@ def plan(file: Path, output: str, as_json: bool) -> None:
         root:       {quorum: 1, people: {rita: rita.pub}}
         auditor:    {quorum: 1, people: {oscar: oscar.pub}}
     """
+    import datetime
+
     from casemate.build import ceremonyhost as host
     from casemate.build import forms, keyset, signers
-    from casemate.build.ceremonyplan import LONGEST_MINUTES, CeremonyError, Role
+    from casemate.build.ceremonyplan import LONGEST_MINUTES, LONGEST_WINDOW, CeremonyError, Role, time_of
     from casemate.cli.ui import read_input, require_file_name, steps, tell, write_output
     from casemate.contract.document import parse
 
     require_file_name(output)
+    if output == "-" or Path(output).suffix == ".secret":
+        raise click.UsageError("--output: the secret stands beside the plan, and would have the same name")
+    if Path(output).with_suffix(".secret").exists():
+        raise CeremonyError(
+            *("a plan's secret is there", "name another output, or take it away"),
+            str(Path(output).with_suffix(".secret")),
+            id="CEREMONY-IN-THE-WAY",
+        )
     said: Any = parse(read_input(str(file), 256 << 10))
     try:
+        _require_known(said)
         roles = {name: Role(tuple(one["people"]), one["quorum"]) for name, one in said["roles"].items()}
         people = {
             who: read_input(str(file.parent / path), 64 << 10).decode("ascii")
@@ -93,11 +106,16 @@ def plan(file: Path, output: str, as_json: bool) -> None:
         pipeline = read_input(str(file.parent / said["pipeline"]), 64 << 10) if "pipeline" in said else b""
         kept = keyset.parse(read_input(str(file.parent / said["keyset"]), 4 << 20)) if "keyset" in said else None
         name, organization, minutes = said["name"], said["organization"], said.get("minutes", 120)
-        if not isinstance(name, str) or not isinstance(organization, str) or type(minutes) is not int:
+        long = said.get("window_minutes", minutes)
+        begins = time_of(said["begins"]) if "begins" in said else forms.moment()
+        if not isinstance(name, str) or not isinstance(organization, str) or {type(minutes), type(long)} != {int}:
             raise TypeError
-        if not 1 <= minutes <= LONGEST_MINUTES:
+        if not 1 <= minutes <= LONGEST_MINUTES or not minutes <= long <= LONGEST_WINDOW:
             raise ValueError
-    except (KeyError, TypeError, AttributeError, ValueError):
+        window = datetime.timedelta(minutes=long)
+        if begins + window <= forms.moment():
+            raise CeremonyError("the window is over", "let it begin later", id="CEREMONY-PLAN")
+    except (KeyError, TypeError, AttributeError, ValueError, OverflowError):
         raise CeremonyError(
             "the file has not what a plan needs", "casemate ceremony plan --help shows one", id="CEREMONY-PLAN"
         ) from None
@@ -105,14 +123,16 @@ def plan(file: Path, output: str, as_json: bool) -> None:
     with steps("Making the parts", quiet=as_json) as progress:
         parts = host.ready_parts(progress=progress)
         hosts = kept.require(forms.moment()) if kept else hosts
-        verified = kept.verified if kept else False
+        verified = kept is not None and kept.verified and kept.revocation
         made = host.make_plan(
             *(name, organization, people, roles, root, parts),
             hosts=hosts,
             verified=verified,
             pipeline=pipeline,
             secret=secret,
+            begins=begins,
             minutes=minutes,
+            window=window,
         )
     signers.write_private(Path(output).with_suffix(".secret"), secret)
     write_output(output, made.as_bytes())
@@ -408,6 +428,28 @@ def rehearse(directory: Path, root_uri: str | None, keys: str | None, as_json: b
     return 0 if report.holds else 1
 
 
+_KEYS = {
+    *("name", "organization", "minutes", "begins", "window_minutes", "root", "keyset", "hosts", "pipeline", "roles"),
+}
+
+
+def _require_known(said: dict[str, Any]) -> None:
+    """Refuse keys that a file for a plan does not have, by name: a misspelt one would count for nothing."""
+    from casemate.build.ceremonyplan import CeremonyError
+
+    strange = sorted(str(name) for name in set(said) - _KEYS)
+    for role, one in said["roles"].items():
+        strange += sorted(f"roles.{role}.{name}" for name in set(one) - {"quorum", "people"})
+    if strange:
+        raise CeremonyError(
+            f"the file says what no plan has: {', '.join(strange)}"[:300],
+            "casemate ceremony plan --help shows one",
+            id="CEREMONY-PLAN",
+        )
+    if not isinstance(said.get("hosts", []), list):
+        raise CeremonyError("hosts is a list of files", "hosts: [HKD.crt]", id="CEREMONY-PLAN")
+
+
 def _plan(path: Path) -> Plan:
     from casemate.build import ceremonyplan as plans
     from casemate.cli.ui import read_input
@@ -418,12 +460,19 @@ def _plan(path: Path) -> Plan:
 def _kept(keyset: Path | None) -> list[tuple[str, bytes]] | None:
     from casemate.build import forms
     from casemate.build import keyset as keysets
+    from casemate.build.ceremonyplan import CeremonyError
     from casemate.cli.ui import read_input
 
     if keyset is None:
         return None
     kept = keysets.parse(read_input(str(keyset), 4 << 20))
-    return kept.require(forms.moment()) if kept.verified else []
+    if not (kept.verified and kept.revocation):
+        raise CeremonyError(
+            "the keyset's hosts were not verified, or not with revocation lists",
+            "casemate keyset create, without an option that leaves it out",
+            id="CEREMONY-HOSTS",
+        )
+    return kept.require(forms.moment())
 
 
 def _secret(plan_file: Path, secret: Path | None) -> bytes:
