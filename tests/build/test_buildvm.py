@@ -11,7 +11,7 @@ import pytest
 from buildvm_kit import PARTS, Bench, Reviewers
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
-from cryptography.hazmat.primitives.serialization import Encoding
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from casemate.build import buildvm, forms
 from casemate.build import job as jobs
@@ -114,6 +114,38 @@ def test_no_development_builder_is_made_under_a_real_authority(
     assert made.code == 0, made.err
     result = run("buildvm", "create", "builder", "--reviewers", "reviewers.json", "--ca", "real")
     assert result.code == 1 and "BUILDVM-REAL" in result.err and not (tmp_path / "builder").exists()
+
+
+@pytest.fixture
+def creating(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+    """``buildvm create``, as far as parts would be made."""
+
+    def never(*_: object) -> None:
+        raise AssertionError("parts were made")
+
+    monkeypatch.setenv("CASEMATE_HOME", str(tmp_path / "home"))
+    monkeypatch.setattr(buildvm, "root_and_initrd", never)
+    (tmp_path / "reviewers.json").write_bytes(Reviewers().file)
+    return lambda *words: run("buildvm", "create", "new", "--reviewers", "reviewers.json", *words)
+
+
+@pytest.mark.parametrize("name", ["Build VM", "a.b", "", "a" * 41])
+def test_a_builder_that_no_job_can_name_is_not_made(creating: Run, name: str) -> None:
+    result = creating("--name", name)
+    assert result.code == 1 and "BUILDVM-NAME" in result.err, result.err
+
+
+def test_a_builder_whose_pipeline_has_no_key_on_p_384_is_not_made(creating: Run, tmp_path: Path) -> None:
+    private = forms.private_pem(ec.generate_private_key(ec.SECP384R1()))
+    strange = (ec.generate_private_key(ec.SECP256R1()), rsa.generate_private_key(65537, 3072))
+    for pem in (b"", b"x", private, *map(public, strange)):
+        (tmp_path / "key").write_bytes(pem)
+        result = creating("--pipeline", "key")
+        assert result.code == 1 and "BUILDVM-PIPELINE" in result.err, result.err
+
+
+def public(key: ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey) -> bytes:
+    return key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
 
 
 def test_a_job_of_parts_that_this_source_does_not_build_is_told(

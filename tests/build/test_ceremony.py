@@ -813,6 +813,7 @@ def test_what_comes_after_the_plans_minutes_is_no_line() -> None:
     [
         ("organization", "Example\nBank"),
         ("organization", " "),
+        ("builder", "a.b"),
         ("root_certificate", "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"),
         ("development", False),
     ],

@@ -110,7 +110,7 @@ def create(
     arch: str = "amd64",
     ca: Path | None = None,
     cache: Path | None = None,
-    pipeline: bytes = b"",
+    pipeline: bytes | None = None,
     progress: Callable[[str], None] = lambda step: None,
 ) -> BuilderDirectory:
     """Make a development builder, for this user's software ultravisor: its keys are in this program's memory for a moment.
@@ -126,6 +126,10 @@ def create(
     from casemate.secureexec import hostkey
 
     approval.parse_reviewers(reviewers)
+    if not jobs.BUILDER_NAME.fullmatch(name):
+        raise _error("NAME", "no job can name such a builder", "small letters, digits, dashes, 40 at most", name)
+    if pipeline is not None:
+        _require_pipeline(pipeline)
     authority = DevelopmentCA.load_or_create(ca or home.directory() / "ca")
     described = authority.describe()
     if not described.development:
@@ -170,6 +174,19 @@ def create(
             (new / file).write_bytes(data)
         place(root.archive, new / assembly.ARCHIVE)
     return BuilderDirectory(directory)
+
+
+def _require_pipeline(pem: bytes) -> None:
+    from cryptography.exceptions import UnsupportedAlgorithm
+    from cryptography.hazmat.primitives.asymmetric import ec
+    from cryptography.hazmat.primitives.serialization import load_pem_public_key
+
+    try:
+        key = load_pem_public_key(pem)
+    except (ValueError, UnsupportedAlgorithm):
+        key = None
+    if not isinstance(key, ec.EllipticCurvePublicKey) or key.curve.name != "secp384r1":
+        raise _error("PIPELINE", "this is no public key on P-384", "give the pipeline's public key, as PEM")
 
 
 def root_and_initrd(arch: str, flavor: str, cache: Path, progress: Callable[[str], None]) -> tuple[Root, bytes]:

@@ -22,7 +22,7 @@ from typing import Any
 
 from casemate import strictjson
 from casemate.approval import pae, signature_holds
-from casemate.build.job import Part
+from casemate.build.job import BUILDER_NAME, Part
 from casemate.errors import CasemateError
 
 FORMAT = "casemate-ceremony/2"
@@ -138,7 +138,8 @@ def parse_plan(data: bytes) -> Plan:
     if not all(isinstance(document[name], str) and 0 < len(document[name]) <= 64 << 10 for name in texts):
         raise refusal("PLAN", "a text is missing, or too long", "casemate ceremony plan writes one")
     sound = (
-        all(NAME.fullmatch(document[name]) for name in ("name", "builder"))
+        NAME.fullmatch(document["name"])
+        and BUILDER_NAME.fullmatch(document["builder"])
         and len(document["organization"]) <= 64
         and document["organization"].isprintable()
         and document["organization"].strip()

@@ -41,7 +41,7 @@ READY_PARTS = (KERNEL, INITRD, BILL, PACKAGES)
 BUNDLES = (PACKAGES, SOURCE)
 """Files that come in where the root is built inside, and after them ``SHA256.deb`` for each line of ``packages.txt``."""
 REASONS = ("unspecified", "key-compromise", "ca-compromise", "superseded", "cessation")
-_HEX, _BUILDER = re.compile(r"[0-9a-f]{64}"), re.compile(r"[a-z0-9][a-z0-9-]{0,39}")
+_HEX, BUILDER_NAME = re.compile(r"[0-9a-f]{64}"), re.compile(r"[a-z0-9][a-z0-9-]{0,39}")
 _WORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+~-]{0,99}")
 
 
@@ -137,7 +137,7 @@ def parse_job(data: bytes) -> Job:
         raise _job("a key is missing, or not known")
     if document["format"] != FORMAT or document["mode"] not in MODES or document["arch"] not in ("amd64", "s390x"):
         raise _job("format, mode or architecture is another")
-    if not _matches(_BUILDER, document["builder"]) or not (
+    if not _matches(BUILDER_NAME, document["builder"]) or not (
         document["after"] == "" or _matches(_HEX, document["after"])
     ):
         raise _job("it names no builder, or nothing that it comes after")

@@ -46,7 +46,7 @@ def create(
     from casemate.cli.ui import read_input, steps
 
     who = read_input(str(reviewers), approval.LARGEST)
-    key = read_input(str(pipeline), 64 << 10) if pipeline else b""
+    key = read_input(str(pipeline), 64 << 10) if pipeline else None
     with steps("Making the builder", quiet=as_json) as progress:
         made = builders.create(directory, who, name=name, arch=arch, ca=ca, pipeline=key, progress=progress)
     if as_json:
