@@ -69,6 +69,27 @@ def test_a_builder_without_a_revocation_list_is_not_taken_for_one_that_is_not_re
     assert result.code == 1 and "BUILDVM-LIST" in result.err and name in result.err
 
 
+@pytest.mark.parametrize("change", [b"", b"{", b"[]", b'{"values": 7}', b"\xff", None])
+def test_a_broken_builder_is_told(run: Run, bench: Bench, image: tuple[Path, bytes], change: bytes | None) -> None:
+    path = bench.published.path / ("reference-values.json" if change is not None else "attestation.crt")
+    kept = path.read_bytes()
+    path.write_bytes(change) if change is not None else path.unlink()
+    try:
+        result = run("buildvm", "verify", str(image[0]), "--builder", str(bench.published.path))
+    finally:
+        path.write_bytes(kept)
+    assert result.code == 1 and "BUILDVM-BROKEN" in result.err, result.err
+
+
+@pytest.mark.parametrize("option", ["--root-list", "--intermediate"])
+def test_what_is_given_to_a_job_as_der_is_told(run: Run, bench: Bench, tmp_path: Path, option: str) -> None:
+    der = x509.load_pem_x509_crl((bench.published.path / "root.crl.pem").read_bytes()).public_bytes(Encoding.DER)
+    (tmp_path / "der").write_bytes(der)
+    words = ("buildvm", "job", "crl", "--builder", str(bench.published.path), "-o", "list.json", option, "der")
+    result = run(*words)
+    assert result.code == 1 and "BUILD-JOB" in result.err and "PEM" in result.err, result.err
+
+
 def test_show_names_the_reviewers(run: Run, bench: Bench) -> None:
     said = json.loads(run("buildvm", "show", str(bench.published.path), "--json").out)
     assert (said["name"], said["generation"], said["threshold"]) == ("buildvm", 1, 2)

@@ -12,6 +12,7 @@ from typing import Any
 import ceremony_kit as kit
 import pytest
 from ceremony_kit import Held, held, key
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from casemate.build import ceremonyhost, forms, keyset, signers
 from casemate.build import ceremonyplan as plans
@@ -148,6 +149,14 @@ def test_another_s_key_a_stranger_and_a_directory_without_an_image(run: Run, pla
     (place / "bootstrap/casemate.img").unlink()
     done = join(run, place, open_one, "bob", "--next-key", f"file:{place}/next.key")
     assert done.code == 1 and "CEREMONY-IMAGE" in done.err and "casemate ceremony pack" in done.err
+
+
+def test_a_host_key_document_in_der_is_told(run: Run, place: Path, open_one: Held) -> None:
+    open_one.approve("alice", "bob")
+    der = kit.host_key("host").public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+    (place / "HKD.der").write_bytes(b"\x80" + der)
+    done = join(run, place, open_one, "heidi", "--host-key", place / "HKD.der")
+    assert done.code == 1 and "CEREMONY-CONTENT" in done.err and "PEM" in done.err, done.err
 
 
 @pytest.mark.parametrize("change", ["minutes: '120'", "minutes: 0", "minutes: 100000", "name: 7", "organization: [a]"])

@@ -538,11 +538,11 @@ def check_result(
     :class:`CasemateError`."""
     from casemate.contract.keys import load_public_key
 
-    certificate, said = builder.certificate(), builder.describe()
+    said = builder.describe()
     verdict = verify_record(builder, record, signature, job, approved, time=time)
     if not verdict.holds:
         raise _error("RECORD", f"the builder's record does not hold: {verdict.summary()}", "is it this builder's?")
-    result = jobs.open_result(envelope, load_public_key(certificate))
+    result = jobs.open_result(envelope, load_public_key(builder.certificate()))
     described = jobs.parse_job(job)
     reviewers = approval.parse_reviewers((builder.path / REVIEWERS).read_bytes())  # those that the record names
     by = approval.verify(job, approved, reviewers, subject=jobs.subject(str(said["name"])))
@@ -572,15 +572,22 @@ def verify_record(
 ) -> records.Verdict:
     """Verify the record of a builder's start: image, reviewers and root that were baked in, and the job that it was given."""
     path = builder.path
-    reference = json.loads((path / "reference-values.json").read_bytes())
-    given = {"build:job": job, "build:approval": approved}
-    given |= {f"baked:{name}": (path / name).read_bytes() for name in (REVIEWERS, ROOT)}
-    reference["values"] |= {name: hashlib.sha256(data).hexdigest() for name, data in given.items()}
+    try:
+        reference = json.loads((path / "reference-values.json").read_bytes())
+        given = {"build:job": job, "build:approval": approved}
+        given |= {f"baked:{name}": (path / name).read_bytes() for name in (REVIEWERS, ROOT)}
+        reference["values"] |= {name: hashlib.sha256(data).hexdigest() for name, data in given.items()}
+        above, root = (path / "intermediate.crt").read_bytes(), (path / "root.crt").read_bytes()
+        certificate = builder.certificate()
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        raise _error(
+            "BROKEN", "the builder's directory lacks a file, or one can't be read", "take it as it was made", str(path)
+        ) from None
     return records.verify(
-        *(record, signature, builder.certificate()),
+        *(record, signature, certificate),
         time=time or datetime.datetime.now(datetime.UTC),
-        issuers=[(path / "root.crt").read_bytes()],
-        untrusted=[(path / "intermediate.crt").read_bytes()],
+        issuers=[root],
+        untrusted=[above],
         crls=builder.lists(),
         reference=json.dumps(reference).encode(),
     )

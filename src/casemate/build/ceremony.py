@@ -537,8 +537,12 @@ def host_fingerprints(content: bytes) -> list[tuple[str, bytes]]:
 
 
 def hosts_content(hosts: Sequence[tuple[str, bytes]]) -> bytes:
-    """Return the content that gives hosts: names and documents (PEM)."""
-    return strictjson.dumps({"hosts": [{"name": name, "document": document.decode()} for name, document in hosts]})
+    """Return the content that gives hosts: names and documents (PEM). Raises :class:`CeremonyError`."""
+    try:
+        said = [{"name": name, "document": document.decode("ascii")} for name, document in hosts]
+    except UnicodeDecodeError:
+        raise refusal("CONTENT", "a host key document is none of text", "give it as PEM") from None
+    return strictjson.dumps({"hosts": said})
 
 
 def request_key(pem: bytes) -> Any:

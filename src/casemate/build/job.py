@@ -104,7 +104,20 @@ class Job:
             **{"format": FORMAT, "mode": self.mode, "builder": self.builder, "generation": self.generation},
             **{"after": self.after, "arch": self.arch},
         }
-        optional: dict[str, Any] = {
+        try:
+            optional = self._optional()
+        except UnicodeDecodeError:
+            raise JobError(
+                "a certificate, list, or file of text in it is none", "give certificates and lists as PEM"
+            ) from None
+        document |= {name: value for name, value in optional.items() if value}
+        data = json.dumps(document, sort_keys=True, indent=1, ensure_ascii=True).encode() + b"\n"
+        if parse_job(data) != self:
+            raise JobError("a value can't stand in a build configuration", "correct it")
+        return data
+
+    def _optional(self) -> dict[str, Any]:
+        return {
             "hosts": [{"name": name, "document": data.decode("ascii")} for name, data in self.hosts],
             "keyset": self.keyset.decode("utf-8"),
             "parts": {name: _part_as_dict(part) for name, part in self.parts.items()},
@@ -116,11 +129,6 @@ class Job:
             "root_list": self.root_list.decode("ascii"),
             "reviewers": self.reviewers.decode("utf-8"),
         }
-        document |= {name: value for name, value in optional.items() if value}
-        data = json.dumps(document, sort_keys=True, indent=1, ensure_ascii=True).encode() + b"\n"
-        if parse_job(data) != self:
-            raise JobError("a value can't stand in a build configuration", "correct it")
-        return data
 
 
 def subject(builder: str) -> str:
