@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from buildvm_kit import PARTS, Bench, Reviewers
+from buildvm_kit import PARTS, ROOT_ARCHIVE, Bench, Reviewers
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
@@ -32,6 +32,7 @@ def image(bench: Bench) -> tuple[Path, bytes]:
     job = bench.image_job()
     places = bench.run(job, 1, PARTS)
     bench.unpack(places, job, bench.directory / "image")
+    (bench.directory / "result.img").hardlink_to(places.result)
     return bench.directory / "image", job
 
 
@@ -50,8 +51,10 @@ def test_verify_says_who_made_an_image_and_on_whose_word(run: Run, bench: Bench,
     said = json.loads(result.out)
     assert result.code == 0 and said["approved_by"] == ["alice", "carol"] and said["mode"] == "image"
     assert said["job"] == buildvm.measure(image[1]).sha256
+    kept = (image[0] / "build/approval.json").read_bytes()
     (image[0] / "build/approval.json").write_bytes(b"{}")
     result = run("buildvm", "verify", str(image[0]), "--builder", str(bench.published.path))
+    (image[0] / "build/approval.json").write_bytes(kept)
     assert result.code == 1 and "BUILDVM-RECORD" in result.err
 
 
@@ -213,6 +216,84 @@ def test_a_wrong_output_costs_no_approved_job(
     assert refused(lambda: buildvm.run(bench.published, image[1], b"", {}, nowhere, tmp_path / "full")) == (
         "IMAGE-IN-THE-WAY"
     )
+
+
+def lists(bench: Bench, days: int, number: int, *, revoked: bool = False) -> list[bytes]:
+    """Lists of builder and root that hold a week from a day on; ``revoked``: the root's has the builder."""
+    path, found = bench.published.path, []
+    keys = (bench.secrets["intermediate.pem"], (bench.directory / "ca/root.key").read_bytes())
+    serial = forms.load_certificate((path / "intermediate.crt").read_bytes()).serial_number
+    for pem, above in zip(keys, ("intermediate.crt", "root.crt"), strict=True):
+        key, issuer = forms.load_private(pem), forms.load_certificate((path / above).read_bytes())
+        begin = forms.moment() + days * forms.DAY
+        form = x509.CertificateRevocationListBuilder().issuer_name(issuer.subject)
+        form = form.last_update(begin).next_update(begin + 7 * forms.DAY)
+        form = form.add_extension(x509.CRLNumber(number), critical=False)
+        form = form.add_extension(forms.authority_key(issuer), critical=False)
+        if revoked and above == "root.crt":
+            form = form.add_revoked_certificate(forms.revoked(serial, begin, "ca-compromise"))
+        found.append(forms.pem(form.sign(key, forms.algorithm_for(key.public_key()))))
+    return found
+
+
+def test_a_builder_outlives_its_lists_where_newer_ones_are_given(bench: Bench, image: tuple[Path, bytes]) -> None:
+    later, new = forms.moment() + 40 * forms.DAY, lists(bench, 38, 1000)
+    builder = bench.published.beside(new)
+    assert refused(lambda: buildvm.trace(image[0], bench.published, time=later)) == "BUILDVM-RECORD"
+    assert buildvm.trace(image[0], builder, time=later).mode == "image"
+    later = forms.moment() + 500 * forms.DAY  # the root's list holds longer
+    assert refused(lambda: buildvm.require_valid(bench.published, image[1], time=later)) == "BUILDVM-CHAIN"
+    beside = bench.published.beside(lists(bench, 498, 1000)[1:])
+    buildvm.require_valid(beside, image[1], time=later)  # its own it makes anew
+    older = lists(bench, 38, 0)  # a list that was before this one takes nobody's place
+    assert bench.published.beside(older).lists() == bench.published.lists() != builder.lists() == new
+
+
+def test_a_newer_list_that_revokes_the_builder_counts(
+    run: Run, bench: Bench, image: tuple[Path, bytes], tmp_path: Path
+) -> None:
+    (tmp_path / "new.pem").write_bytes(lists(bench, -1, 1000, revoked=True)[1])
+    (tmp_path / "none.pem").write_bytes(b"none")
+    path = str(bench.published.path)
+    for name, wanted in (("new.pem", "BUILDVM-RECORD"), ("none.pem", "BUILDVM-LIST")):
+        result = run("buildvm", "verify", str(image[0]), "--builder", path, "--crl", name)
+        assert result.code == 1 and wanted in result.err, result.err
+    (tmp_path / "job").write_bytes(image[1])
+    words = ("buildvm", "run", path, "--job", "job", "--approval", "job", "--state", "state", "-o", "out")
+    result = run(*words, "--crl", "new.pem")
+    assert result.code == 1 and "BUILDVM-CHAIN" in result.err and not (tmp_path / "state").exists()
+
+
+def test_what_came_out_is_kept_where_it_does_not_verify(
+    run: Run, bench: Bench, image: tuple[Path, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from casemate.machine import machines
+
+    class Machine:
+        def remove(self) -> None:
+            pass
+
+    disk = bench.directory / "result.img"
+    approval, archive, state = (image[0] / "build/approval.json").read_bytes(), tmp_path / "archive", tmp_path / "state"
+
+    def start(spec: machines.Specification, **_: object) -> Machine:
+        spec.disks[2].path.write_bytes(disk.read_bytes())
+        return Machine()
+
+    monkeypatch.setattr(machines, "start", start)
+    monkeypatch.setattr(machines, "wait", lambda *_, **__: None)
+    assert refused(lambda: buildvm.run(bench.published, image[1], approval + b" ", {}, state, tmp_path / "out")) == (
+        "BUILDVM-RECORD"
+    )
+    (kept,) = tmp_path.glob("state.*.result")
+    archive.write_bytes(ROOT_ARCHIVE)
+    monkeypatch.setattr(buildvm, "files_of", lambda *_: ({}, archive))
+    (tmp_path / "job").write_bytes(image[1])
+    (tmp_path / "approval").write_bytes(approval)
+    words = ("buildvm", "unpack", str(bench.published.path), "--job", "job", "--approval", "approval")
+    result = run(*words, "--result", str(kept), "-o", "out")
+    assert result.code == 0, result.err
+    assert (tmp_path / "out/casemate.img").read_bytes() == (image[0] / "casemate.img").read_bytes()
 
 
 # ------------------------------------------------------------------------------------------------- the root's part

@@ -28,6 +28,7 @@ from casemate import approval
 from casemate.attestation import verify as records
 from casemate.build import forms, frame
 from casemate.build import job as jobs
+from casemate.certificates.chain import verify_chain
 from casemate.errors import CasemateError
 from casemate.guest import builderinput
 from casemate.guest.builder import LOG, RECORD, RESULT, RESULT_LABEL, RESULT_SERIAL, SIGNATURE, STATE_SERIAL
@@ -54,6 +55,7 @@ LISTS = ("crl.pem", "root.crl.pem")
 BUILT = "build"
 """Directory of an image directory with what proves that a builder machine made it."""
 _LARGEST_FILE = 1 << 20
+_NEWER = "where a list has ended, give the newest of builder and root: --crl"
 
 
 class BuildError(CasemateError):
@@ -68,9 +70,10 @@ def _error(kind: str, cause: str, cure: str, where: str = "") -> BuildError:
 
 @dataclass(frozen=True, slots=True)
 class BuilderDirectory:
-    """The image directory of a builder machine."""
+    """The image directory of a builder machine. ``newer``: revocation lists beside its own, which end: the newest count."""
 
     path: Path
+    newer: tuple[bytes, ...] = ()
 
     def describe(self) -> dict[str, Any]:
         """Return name, generation and ``after``. Raises :class:`CasemateError` where it is no builder."""
@@ -87,7 +90,7 @@ class BuilderDirectory:
         return (self.path / "attestation.crt").read_bytes()
 
     def lists(self) -> list[bytes]:
-        """The revocation lists of builder and root, PEM. Raises :class:`BuildError` where one is missing."""
+        """The newest revocation lists of builder and root. Raises :class:`BuildError` where the directory lacks one."""
         for name in LISTS:
             if not (self.path / name).is_file():
                 raise _error(
@@ -96,7 +99,41 @@ class BuilderDirectory:
                     "take the builder's directory whole, or put the newest list there",
                     str(self.path),
                 )
-        return [(self.path / name).read_bytes() for name in LISTS]
+        return newest([(self.path / name).read_bytes() for name in LISTS], self.newer)
+
+    def beside(self, lists: Sequence[bytes]) -> BuilderDirectory:
+        """Return it with more revocation lists."""
+        return BuilderDirectory(self.path, (*self.newer, *lists))
+
+
+def newest(own: Sequence[bytes], more: Sequence[bytes]) -> list[bytes]:
+    """Return revocation lists (PEM or DER), each as it is or, where that is newer, as ``more`` has it.
+
+    Nothing is verified here: one that its issuer has not signed is refused where the chain is. Raises :class:`BuildError`.
+    """
+    given = [(*_issuer_of(data), data) for data in more]
+    found = []
+    for data in own:
+        issuer, number = _issuer_of(data)
+        for other, higher, one in given:
+            if other == issuer and higher > number:
+                number, data = higher, one
+        found.append(data)
+    return found
+
+
+def _issuer_of(data: bytes) -> tuple[Any, int]:
+    """Return of a revocation list its issuer (name and identifier of the key), and its number."""
+    from cryptography import x509
+
+    try:
+        one = x509.load_pem_x509_crl(data) if b"-----BEGIN " in data else x509.load_der_x509_crl(data)
+        number = one.extensions.get_extension_for_class(x509.CRLNumber).value.crl_number
+        key = one.extensions.get_extension_for_class(x509.AuthorityKeyIdentifier).value.key_identifier
+    except (ValueError, x509.ExtensionNotFound):
+        cure = "give the newest, as its issuer has published it"
+        raise _error("LIST", "a revocation list can't be read, or has no number", cure) from None
+    return (one.issuer, key), number
 
 
 # --- making one -------------------------------------------------------------------------------------------------
@@ -414,6 +451,24 @@ def require_output(builder: BuilderDirectory, directory: Path, state: Path | Non
     check_replaceable(directory)
 
 
+def require_valid(builder: BuilderDirectory, job: bytes, *, time: datetime.datetime | None = None) -> None:
+    """Refuse a builder whose authority does not hold, before an approved job is spent. Raises :class:`CasemateError`.
+
+    The builder's own list may have ended: it puts out a new one.
+    """
+    told = jobs.parse_job(job).root_list
+    _, of_root = builder.beside([told] if told else []).lists()
+    try:
+        above, root = ((builder.path / name).read_bytes() for name in ("intermediate.crt", "root.crt"))
+    except OSError:
+        raise _error(
+            "BROKEN", "the builder's directory lacks a file", "take it as it was made", str(builder.path)
+        ) from None
+    chain = verify_chain(above, [root], [of_root], time=time or forms.moment())
+    if chain.problems:
+        raise _error("CHAIN", f"the builder's certificate does not hold: {chain.problems[0].cause}", _NEWER)
+
+
 def run(
     builder: BuilderDirectory,
     job: bytes,
@@ -439,6 +494,7 @@ def run(
 
     described = builder.describe()
     require_output(builder, directory, state)
+    require_valid(builder, job)
     name = machine or f"{described['name']}-{os.getpid()}"[:32]
     with _disks(state, job, approved, files) as (given, result):
         disks = (Disk(given, read_only=True), Disk(state.absolute(), STATE_SERIAL), Disk(result, RESULT_SERIAL))
@@ -449,11 +505,16 @@ def run(
         except BaseException:
             started.down(0.0) if not keep else started.stop(0.0)
             raise
-        progress("verifying the result")
-        done = unpack(result, builder, job, approved, directory, archive=archive)
         if not keep:
             started.remove()
-        return done
+        progress("verifying the result")
+        try:
+            return unpack(result, builder, job, approved, directory, archive=archive)
+        except CasemateError as error:  # the job is done and can't be done again
+            kept = state.with_name(f"{state.name}.{hashlib.sha256(job).hexdigest()[:12]}.result")
+            result.rename(kept)
+            cure = f"{error.cure}; what came out is kept: casemate buildvm unpack --result {kept}"
+            raise BuildError(error.cause, cure, error.where, id=error.id) from None
 
 
 def unpack(
@@ -488,6 +549,8 @@ def unpack(
             return data
 
         envelope = small(RESULT)
+        lists = [described.root_list, *(small(name) for name in LISTS if name in places)]  # it has just made its own
+        builder = builder.beside([one for one in lists if one])
         result = check_result(envelope, small(RECORD), small(SIGNATURE), builder, job, approved, time=time)
         if {name: jobs.Part(one.sha256, one.size) for name, one in places.items() if name != RESULT} != result.files:
             raise _error("RESULT", "other files are on the disk than the result names", "start the builder again")
@@ -541,7 +604,8 @@ def check_result(
     said = builder.describe()
     verdict = verify_record(builder, record, signature, job, approved, time=time)
     if not verdict.holds:
-        raise _error("RECORD", f"the builder's record does not hold: {verdict.summary()}", "is it this builder's?")
+        cure = f"is it this builder's? {_NEWER}"
+        raise _error("RECORD", f"the builder's record does not hold: {verdict.summary()}", cure)
     result = jobs.open_result(envelope, load_public_key(builder.certificate()))
     described = jobs.parse_job(job)
     reviewers = approval.parse_reviewers((builder.path / REVIEWERS).read_bytes())  # those that the record names
@@ -605,6 +669,8 @@ def trace(directory: Path, builder: BuilderDirectory, *, time: datetime.datetime
         if not path.is_file() or path.stat().st_size > jobs.LARGEST_RESULT:
             raise _error("NO-PROOF", f"there is no {BUILT}/{name}", "no builder machine made this, or give all of it")
         files[name] = path.read_bytes()
+    beside = [directory / name for name in LISTS if (directory / name).is_file()]
+    builder = builder.beside([path.read_bytes() for path in beside if path.stat().st_size <= jobs.LARGEST_RESULT])
     result = check_result(
         *(files[RESULT], files[RECORD], files[SIGNATURE], builder, files["job.json"], files["approval.json"]), time=time
     )

@@ -10,11 +10,19 @@ from typing import TYPE_CHECKING
 import click
 
 if TYPE_CHECKING:
+    from casemate.build.buildvm import BuilderDirectory
     from casemate.build.job import Result
 
 _BUILDER = click.argument("builder", type=click.Path(exists=True, path_type=Path, file_okay=False))
 _JSON = click.option("--json", "as_json", is_flag=True, help="Print it as JSON.")
 _FILE = click.Path(exists=True, path_type=Path, dir_okay=False)
+_CRLS = click.option(
+    "--crl",
+    "crls",
+    multiple=True,
+    type=_FILE,
+    help="A newer revocation list of builder or root, where its own has ended.",
+)
 
 
 @click.group()
@@ -162,6 +170,7 @@ def job(
 @click.option("--bundle", type=_FILE, help="The source bundle, where the root is built inside.")
 @click.option("--memory", default=2048, show_default=True, help="Memory of the machine, MiB.")
 @click.option("--timeout", default=900.0, show_default=True, help="Seconds that the job may take.")
+@_CRLS
 @_JSON
 def run(
     builder: Path,
@@ -172,6 +181,7 @@ def run(
     bundle: Path | None,
     memory: int,
     timeout: float,
+    crls: tuple[Path, ...],
     as_json: bool,
 ) -> None:
     """Start BUILDER with an approved job; verify what it puts out, and unpack it.
@@ -179,7 +189,8 @@ def run(
     \b
     casemate buildvm run my-builder --job job.json --approval job.json.approval --state builder.state -o my-image
 
-    The state disk is the builder's memory, sealed under a key of its image: keep it. Nothing is left of the machine.
+    The state disk is the builder's memory, sealed under a key of its image: keep it. Nothing is left of the machine. Where what
+    came out does not verify, its disk is kept, for `casemate buildvm unpack`.
     """
     from casemate import approval
     from casemate.build import buildvm as builders
@@ -187,11 +198,13 @@ def run(
     from casemate.cli.ui import read_input, steps
 
     told, approved = read_input(str(job_file), jobs.LARGEST), read_input(str(approval_file), approval.LARGEST)
-    builders.require_output(builders.BuilderDirectory(builder), output, state)
+    known = _builder(builder, crls)
+    builders.require_output(known, output, state)
+    builders.require_valid(known, told)
     with steps("Building inside the machine", quiet=as_json) as progress:
         files, archive = builders.files_of(told, bundle, progress)
         result = builders.run(
-            builders.BuilderDirectory(builder),
+            known,
             told,
             approved,
             files,
@@ -202,6 +215,44 @@ def run(
             timeout=timeout,
             progress=progress,
         )
+    _tell(result, output, as_json)
+
+
+@buildvm.command()
+@_BUILDER
+@click.option("--result", "disk", required=True, type=_FILE, help="The result's disk, as run has kept it.")
+@click.option("--job", "job_file", required=True, type=_FILE, help="The job.")
+@click.option("--approval", "approval_file", required=True, type=_FILE, help="Its approval.")
+@click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="Directory for what came out.")
+@click.option("--bundle", type=_FILE, help="The source bundle, where the root was built inside.")
+@_CRLS
+@_JSON
+def unpack(
+    builder: Path,
+    disk: Path,
+    job_file: Path,
+    approval_file: Path,
+    output: Path,
+    bundle: Path | None,
+    crls: tuple[Path, ...],
+    as_json: bool,
+) -> None:
+    """Verify and unpack what BUILDER put out, where `run` could not: a list had ended, say.
+
+    \b
+    casemate buildvm unpack my-builder --result builder.state.….result --job job.json --approval job.json.approval -o my-image
+    """
+    from casemate import approval
+    from casemate.build import buildvm as builders
+    from casemate.build import job as jobs
+    from casemate.cli.ui import read_input, steps
+
+    told, approved = read_input(str(job_file), jobs.LARGEST), read_input(str(approval_file), approval.LARGEST)
+    known = _builder(builder, crls)
+    builders.require_output(known, output)
+    with steps("Verifying the result", quiet=as_json) as progress:
+        _, archive = builders.files_of(told, bundle, progress)
+        result = builders.unpack(disk, known, told, approved, output, archive=archive)
     _tell(result, output, as_json)
 
 
@@ -257,8 +308,9 @@ def show(builder: Path, as_json: bool) -> None:
 @click.option(
     "--builder", required=True, type=click.Path(exists=True, path_type=Path, file_okay=False), help="Who made it."
 )
+@_CRLS
 @_JSON
-def verify(directory: Path, builder: Path, as_json: bool) -> None:
+def verify(directory: Path, builder: Path, crls: tuple[Path, ...], as_json: bool) -> None:
     """Verify that BUILDER made what is in DIRECTORY: its record, the result that it signed, every file.
 
     \b
@@ -266,7 +318,15 @@ def verify(directory: Path, builder: Path, as_json: bool) -> None:
     """
     from casemate.build import buildvm as builders
 
-    _tell(builders.trace(directory, builders.BuilderDirectory(builder)), directory, as_json)
+    _tell(builders.trace(directory, _builder(builder, crls)), directory, as_json)
+
+
+def _builder(builder: Path, crls: tuple[Path, ...]) -> BuilderDirectory:
+    from casemate.build import buildvm as builders
+    from casemate.certificates.chain import LARGEST_CRL
+    from casemate.cli.ui import read_input
+
+    return builders.BuilderDirectory(builder, tuple(read_input(str(path), LARGEST_CRL) for path in crls))
 
 
 def _tell(result: Result, directory: Path, as_json: bool) -> None:

@@ -353,6 +353,13 @@ def join(
 @click.option("--bootstrap", type=_DIRECTORY, help="The BootstrapVM's image, as you have packed it of the plan.")
 @click.option("--image", "images", multiple=True, type=_DIRECTORY, help="An image that this BuildVM built later.")
 @click.option("--record", type=click.Path(exists=True), help="The record of a machine that started from --image.")
+@click.option(
+    "--crl",
+    "crls",
+    multiple=True,
+    type=_FILE,
+    help="A newer revocation list of BuildVM or root, where theirs have ended.",
+)
 @with_key
 @_JSON
 def verify(
@@ -365,6 +372,7 @@ def verify(
     bootstrap: Path | None,
     images: tuple[Path, ...],
     record: str | None,
+    crls: tuple[Path, ...],
     key: str | None,
     key_password_file: str | None,
     as_json: bool,
@@ -378,15 +386,18 @@ def verify(
     casemate ceremony verify my-ceremony --plan plan.json --root root.crt --image my-image --record record
     """
     from casemate.build import ceremonyhost as host
+    from casemate.certificates.chain import LARGEST_CRL
+    from casemate.cli.ui import read_input
 
     if record is not None and len(images) != 1:
         raise click.UsageError("--record is of a machine that started from one image: give it as --image")
     report = _report(directory, plan_file, root, head, bootstrap)
     host.check_hosts(report.plan, _kept(keyset))
+    lists = tuple(read_input(str(path), LARGEST_CRL) for path in crls)
     for image in images:
-        report = _with_image(report, directory, image)
+        report = _with_image(report, directory, image, lists)
     if record is not None:
-        report = _with_record(report, images[0], record, private_key(key, key_password_file))
+        report = _with_record(report, images[0], record, lists, private_key(key, key_password_file))
     if html is not None:
         from casemate.build.ceremonypage import page
 
@@ -541,7 +552,7 @@ def _evidence(directory: Path) -> Evidence | None:
     return sessions.Evidence(*(read_input(str(path), sessions.LARGEST_ANSWER) for path in paths))
 
 
-def _with_image(report: Report, directory: Path, image: Path) -> Report:
+def _with_image(report: Report, directory: Path, image: Path, lists: tuple[bytes, ...]) -> Report:
     from casemate.attestation.verify import Outcome
     from casemate.build import ceremonyhost as host
     from casemate.build import ceremonyreport as reports
@@ -549,17 +560,20 @@ def _with_image(report: Report, directory: Path, image: Path) -> Report:
     from casemate.errors import CasemateError
 
     try:
-        built = trace(image, BuilderDirectory(directory / host.BUILT))
+        built = trace(image, BuilderDirectory(directory / host.BUILT, lists))
     except CasemateError as error:
         return report.with_more((reports.Check(f"image {image.name}", Outcome.REFUTED, f"{error.id}: {error.cause}"),))
     return reports.with_image(report, image.name, built)
 
 
-def _with_record(report: Report, image: Path, record: str, key: RSAPrivateKey | None) -> Report:
+def _with_record(
+    report: Report, image: Path, record: str, lists: tuple[bytes, ...], key: RSAPrivateKey | None
+) -> Report:
     import datetime
 
     from casemate.attestation import verify as verifier
     from casemate.build import ceremonyreport as reports
+    from casemate.build.buildvm import newest
 
     data, signature, files = read_record(record, None)
     trust = trust_of_image(image)
@@ -568,7 +582,7 @@ def _with_record(report: Report, image: Path, record: str, key: RSAPrivateKey | 
         time=datetime.datetime.now(datetime.UTC),
         issuers=[report.plan.root_certificate.encode()],
         untrusted=trust.issuers[:1],
-        crls=trust.crls,
+        crls=newest(trust.crls, lists) or lists,
         reference=trust.reference,
         files=files,
         key=key,
