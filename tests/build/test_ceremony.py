@@ -907,3 +907,15 @@ def test_the_image_that_comes_out_opens_for_the_hosts_that_were_given(tmp_path: 
     for name in (*names, b"public/pipeline.pem", kit.pem(key("pipeline")).encode()):
         assert name in initrd
     assert b'"kind": "builder"' in initrd
+
+
+def test_one_private_key_is_not_two_people() -> None:
+    """Q and -Q are two public keys of one private number, but for its sign."""
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    order = int("ffffffffffffffffffffffffffffffffffffffffffffffffc7634d81f4372ddf581a0db248b0a77aecec196accc52973", 16)
+    other = ec.derive_private_key(order - key("alice").private_numbers().private_value, ec.SECP384R1())
+    document = json.loads(_PLAN)
+    document["personas"]["bob"] = kit.pem(other)
+    assert document["personas"]["bob"] != document["personas"]["alice"]
+    refused("CEREMONY-PLAN", lambda: plans.parse_plan(json.dumps(document).encode()))

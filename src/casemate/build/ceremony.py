@@ -43,6 +43,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from casemate import strictjson
+from casemate.approval import key_identity
 from casemate.build.ceremonyplan import (
     ACTIONS,
     AUDITOR,
@@ -399,10 +400,10 @@ class Ceremony:
         if not holds(key, unb64(said["proof"], "CONTENT"), NEXT_KEY_TYPE, f"{self.session.digest} {by}".encode()):
             raise refusal("CONTENT", "the next key has not signed for this session", "sign with it")
         used = lasting_keys(self.plan.root_certificate, self.plan.pipeline)
-        used |= {spki(public_key(pem, "PLAN", name)) for name, pem in self.plan.personas.items()}
+        used |= {key_identity(public_key(pem, "PLAN", name)) for name, pem in self.plan.personas.items()}
         for line in self.of(ACTIONS[REVIEWERS]):
-            used.add(spki(public_key(json.loads(line.content)["key"], "CONTENT", "a next key")))
-        if spki(key) in used:
+            used.add(key_identity(public_key(json.loads(line.content)["key"], "CONTENT", "a next key")))
+        if key_identity(key) in used:
             raise refusal(
                 "CONTENT",
                 "the next key is one of this ceremony, another's, the root's or the pipeline's",

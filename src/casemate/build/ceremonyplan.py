@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from casemate import strictjson
-from casemate.approval import pae, signature_holds
+from casemate.approval import key_identity, pae, signature_holds
 from casemate.build.job import BUILDER_NAME, Part
 from casemate.errors import CasemateError
 
@@ -173,7 +173,7 @@ def parse_plan(data: bytes) -> Plan:
     if len(set(acting)) != len(acting):
         raise refusal("PLAN", "somebody has two roles, or stands twice in one", "one role for each person")
     lasting = lasting_keys(document["root_certificate"], pipeline)
-    if strange := [name for name, pem in personas.items() if spki(public_key(pem, "PLAN", name)) in lasting]:
+    if strange := [name for name, pem in personas.items() if key_identity(public_key(pem, "PLAN", name)) in lasting]:
         raise refusal(
             "PLAN",
             f"{strange[0]} has the key of the root or of the pipeline",
@@ -209,19 +209,19 @@ def _require_root(pem: str, *, development: bool) -> None:
     try:
         (root,) = x509.load_pem_x509_certificates(pem.encode("ascii"))
         marked = has_development_mark(root.public_bytes(Encoding.PEM))
-        root.public_key()
-    except (ValueError, UnsupportedAlgorithm, CasemateError):
+        key_identity(root.public_key())
+    except (ValueError, TypeError, UnsupportedAlgorithm, CasemateError):
         raise refusal("PLAN", "the root's certificate is none, or more than one", "give it as PEM") from None
     if marked is not development:
         raise refusal("PLAN", "the root is for development and the plan not, or the other way", "take another root")
 
 
 def lasting_keys(root_certificate: str, pipeline: str) -> set[bytes]:
-    """Return the keys that a plan names and that are valid after it, as SubjectPublicKeyInfo: the root's, the pipeline's."""
+    """Return the identities of keys that a plan names and that are valid after it: the root's, the pipeline's."""
     from cryptography import x509
 
-    root = spki(x509.load_pem_x509_certificate(root_certificate.encode("ascii")).public_key())
-    return {root, spki(public_key(pipeline, "PLAN", "the pipeline's key"))} if pipeline else {root}
+    root = key_identity(x509.load_pem_x509_certificate(root_certificate.encode("ascii")).public_key())
+    return {root, key_identity(public_key(pipeline, "PLAN", "the pipeline's key"))} if pipeline else {root}
 
 
 def _personas(said: object) -> dict[str, str]:
@@ -231,7 +231,7 @@ def _personas(said: object) -> dict[str, str]:
     for name, pem in said.items():
         if not NAME.fullmatch(name):
             raise refusal("PLAN", "a name has small letters, digits, dot, dash, underscore, 40 at most", "correct it")
-        identity = spki(public_key(pem, "PLAN", f"the key of {name}"))
+        identity = key_identity(public_key(pem, "PLAN", f"the key of {name}"))
         if identity in owners:
             raise refusal("PLAN", f"{owners[identity]} and {name} have the same key", "one name for each person")
         owners[identity] = name

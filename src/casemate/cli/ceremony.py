@@ -123,7 +123,7 @@ def plan(file: Path, output: str, as_json: bool) -> None:
     with steps("Making the parts", quiet=as_json) as progress:
         parts = host.ready_parts(progress=progress)
         hosts = kept.require(forms.moment()) if kept else hosts
-        verified = kept is not None and kept.verified and kept.revocation
+        verified = kept is not None and kept.proved
         made = host.make_plan(
             *(name, organization, people, roles, root, parts),
             hosts=hosts,
@@ -477,7 +477,7 @@ def _kept(keyset: Path | None) -> list[tuple[str, bytes]] | None:
     if keyset is None:
         return None
     kept = keysets.parse(read_input(str(keyset), 4 << 20))
-    if not (kept.verified and kept.revocation):
+    if not kept.proved:
         raise CeremonyError(
             "the keyset's hosts were not verified, or not with revocation lists",
             "casemate keyset create, without an option that leaves it out",
