@@ -154,6 +154,7 @@ of a JOB {JOB}',
     "buildvm run": '{"path", "format": "casemate-build-result/1", "builder", "generation", "mode", "revision", "approved_by", \
 "job", "approval", "record", "after", "counter", "files", "head", "finished"}',
     "buildvm show": '{"name", "generation", "after", "threshold", "reviewers": [name]}',
+    "buildvm unpack": "as buildvm run",
     "buildvm verify": "as buildvm run",
     "keyset create": '{"path", "name", "hosts": [name]}',
     "keyset show": '{"format": "casemate-keyset/1", "name", "made", "verified": bool, "revocation": bool, "holds": bool, \
