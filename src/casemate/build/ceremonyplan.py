@@ -207,7 +207,9 @@ def _require_root(pem: str, *, development: bool) -> None:
     from casemate.certificates.chain import has_development_mark
 
     try:
-        (root,) = x509.load_pem_x509_certificates(pem.encode("ascii"))
+        if pem.count("-----BEGIN ") != 1:
+            raise ValueError("more than one")
+        root = x509.load_pem_x509_certificate(pem.encode("ascii"))
         marked = has_development_mark(root.public_bytes(Encoding.PEM))
         key_identity(root.public_key())
     except (ValueError, TypeError, UnsupportedAlgorithm, CasemateError):

@@ -265,10 +265,11 @@ def _port(text: str | None) -> bool:
 
 
 def _certificates(text: str) -> bool:
-    from cryptography.x509 import load_pem_x509_certificates
+    from cryptography.x509 import load_pem_x509_certificate  # Debian's has no function for several
 
+    blocks = re.findall("-----BEGIN CERTIFICATE-----.*?-----END CERTIFICATE-----", text, re.DOTALL)
     try:
-        return bool(load_pem_x509_certificates(text.encode()))
+        return bool([load_pem_x509_certificate(block.encode()) for block in blocks])
     except ValueError:
         return False
 
