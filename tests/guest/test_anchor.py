@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from casemate.contract.anchors import Anchor, problem, read_anchor, read_statement, statement
+from casemate.contract.archive import write_archive
 from casemate.contract.check import check_sections
 from casemate.contract.errors import AnchorError
 from casemate.demo.anchor import AnchorServer
@@ -238,7 +239,8 @@ def test_the_generation_is_read_from_a_superblock_and_from_nothing_else() -> Non
 def sections(server: AnchorServer, **volume: object) -> tuple[dict[str, object], dict[str, object]]:
     seed = "s" * 20
     entry = server.entry("data", CLIENT)
-    workload = {"type": "workload", "confidential-containers": {}, "volumes": {"data": {"seed": seed, **volume}}}
+    packed = write_archive({"compose.yaml": f"services: {{a: {{image: 'a@sha256:{'0' * 64}'}}}}".encode()})
+    workload = {"type": "workload", "compose": {"archive": packed}, "volumes": {"data": {"seed": seed, **volume}}}
     env = {
         "type": "env",
         "logging": {"logRouter": {"hostname": "logs.example.com", "iamApiKey": "x"}},

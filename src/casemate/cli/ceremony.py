@@ -49,7 +49,7 @@ def ceremony() -> None:
 
 @ceremony.command()
 @click.argument("file", type=_FILE)
-@click.option("-o", "--output", required=True, type=click.Path(dir_okay=False), help="The plan, for all to keep.")
+@click.option("-o", "--output", required=True, type=click.Path(), help="The plan, for all to keep.")
 @_JSON
 def plan(file: Path, output: str, as_json: bool) -> None:
     """Write the plan of a ceremony from FILE (YAML), with the hashes of all that the BuildVM is made of.
