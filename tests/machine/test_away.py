@@ -177,3 +177,14 @@ def test_whoever_ends_the_watcher_of_the_containers_ends_the_machine(crowd: Crow
 
 def test_a_machine_without_a_network_stops_after_a_minute(lonely: Machine) -> None:
     assert ended(lonely).startswith("HPL14001E: the machine got no address within 60 seconds")
+
+
+def test_a_network_that_is_cut_before_the_images_are_there_stops_the_machine(world: World) -> None:
+    """The registry was reached when the network was checked, and is not when the images are pulled."""
+    machine = start(world.specification("t-away-cut"))
+    try:
+        until(machine, "HPL01010I")
+        plug(machine, connected=False)
+        assert ended(machine, 1700).startswith("HPL06004E")
+    finally:
+        machine.down(0.0)
