@@ -192,7 +192,6 @@ def test_volumes_are_given_to_the_group_of_the_pod_but_nothing_else_is() -> None
             "readinessProbe.httpGet.httpHeaders",
         ),
         ({"readinessProbe": {"tcpSocket": {"port": 80}, "successThreshold": 2}}, "readinessProbe.successThreshold"),
-        ({"securityContext": {"runAsNonRoot": True}}, "runAsNonRoot"),
         ({"securityContext": {"runAsNonRoot": True, "runAsUser": 0}}, "runAsNonRoot"),
         ({"securityContext": {"seLinuxOptions": {}}}, "seLinuxOptions"),
         ({"resources": {"limits": {"memory": "much"}}}, "memory"),
@@ -488,3 +487,10 @@ def test_any_file_of_an_archive_is_read_or_refused(content: bytes) -> None:
     manifests, problems = play.read_play({"archive": write_archive({"a.yaml": content})}, {})
     play.translate(manifests, {}, PLACES, problems)
     assert isinstance(problems, Problems) and problems
+
+
+def test_what_must_not_be_root_is_left_to_its_image_where_no_user_is_given() -> None:
+    found = {each.name: each.not_root for each in translated(pod(securityContext={"runAsNonRoot": True})).services}
+    assert list(found.values()).count(True) == 1, found
+    with_user = pod({"securityContext": {"runAsUser": 5}}, securityContext={"runAsNonRoot": True})
+    assert not any(each.not_root for each in translated(with_user).services)

@@ -89,6 +89,24 @@ def made(engine: tuple[Path, str], name: str, script: str, **more: object) -> Se
     return Service(name, name, engine[1], command=["sh", "-c", script], **more)  # type: ignore[arg-type]
 
 
+def test_what_must_not_be_root_starts_with_an_image_of_another_user_only(
+    engine: tuple[Path, str], podman: container.Podman
+) -> None:
+    with pytest.raises(Stop) as stop:
+        podman.start(made(engine, "root", "true", not_root=True))
+    assert stop.value.id == "HPL08004E" and "must not run as root" in str(stop.value)
+    podman.start(made(engine, "plain", "true"))
+    for user, starts in (("7", True), ("0:7", False), ("nobody", False)):
+        commit = [engine[0], "commit", "--quiet", f"--change=USER {user}", "plain"]
+        image = subprocess.run(commit, capture_output=True, check=True).stdout.decode().strip()
+        service = Service(f"user-{user[0]}", f"user-{user[0]}", image, command=["true"], not_root=True)
+        if starts:
+            podman.start(service)
+        else:
+            with pytest.raises(Stop, match="must not run as root"):
+                podman.start(service)
+
+
 def output(name: str) -> str:
     return container.podman("logs", name)
 

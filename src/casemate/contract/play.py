@@ -493,8 +493,9 @@ class _Pod:
         user = whole(context["runAsUser"], f"{place}.runAsUser") if "runAsUser" in context else None
         if "runAsGroup" in context and user is None:
             raise WorkloadError(f"{place}.runAsGroup", "goes with runAsUser")
-        if flag(context.get("runAsNonRoot", False), f"{place}.runAsNonRoot") and not user:
-            raise WorkloadError(f"{place}.runAsNonRoot", "needs runAsUser, and not 0")
+        made.not_root = flag(context.get("runAsNonRoot", False), f"{place}.runAsNonRoot") and user is None
+        if user == 0 and flag(context.get("runAsNonRoot", False), f"{place}.runAsNonRoot"):
+            raise WorkloadError(f"{place}.runAsNonRoot", "contradicts runAsUser, which is 0")
         if user is not None:
             group = whole(context["runAsGroup"], f"{place}.runAsGroup") if "runAsGroup" in context else None
             made.options.append(f"--user={user}" if group is None else f"--user={user}:{group}")

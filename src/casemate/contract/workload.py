@@ -89,7 +89,8 @@ class Service:
     ``directories`` are made where they are missing. ``pod`` names the pod whose network it shares. One that ``holds_pod`` has no
     image: it runs nothing, holds the network of its pod, and ends with the machine. Before ``startup`` has succeeded once,
     nothing else is asked; ``ready`` is asked and told, and changes nothing. What of ``mounts`` stands in ``grouped`` is given to
-    ``group``, as a whole where ``regroup`` says so or its top is another's.
+    ``group``, as a whole where ``regroup`` says so or its top is another's. One that is ``not_root`` starts only if its image
+    names a user by a number other than 0.
     """
 
     name: str
@@ -110,6 +111,7 @@ class Service:
     group: int | None = None
     grouped: list[str] = field(default_factory=list)
     regroup: bool = True
+    not_root: bool = False
 
 
 @dataclass(slots=True)

@@ -192,6 +192,8 @@ class Podman:
         options += [f"--name={service.container}", f"--env-file={variables}"]
         if self._network is not None and not any(option.startswith("--network=") for option in options):
             options += [f"--network={self._network}", f"--network-alias={service.name}"]
+        if service.not_root:
+            self._require_user(service)
         what = self._holder(service) if service.holds_pod else ("--pull=never", service.image)
         try:
             podman(
@@ -207,6 +209,14 @@ class Podman:
         finally:
             variables.unlink(missing_ok=True)
         return self._watcher(service)
+
+    def _require_user(self, service: Service) -> None:
+        """Refuse an image that would run as root, as clusters do: a name could be root's, so it has to be a number."""
+        user = podman("image", "inspect", "--format={{.Config.User}}", service.image).strip().partition(":")[0]
+        if not re.fullmatch("[0-9]{1,10}", user) or int(user) == 0:
+            raise Stop(
+                "HPL08004E", f"service {service.name} must not run as root, and its image names no other user by number"
+            )
 
     def start_again(self, service: Service) -> int | None:
         """Start a container that has ended, as it was made."""
