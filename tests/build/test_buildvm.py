@@ -186,7 +186,7 @@ def test_a_source_bundle_is_the_same_bytes_each_time_and_needs_a_key_on_p_384(tm
     for name in ("one.deb", "two.deb"):
         buildvm.source_bundle(tmp_path / name)
     assert (tmp_path / "one.deb").read_bytes() == (tmp_path / "two.deb").read_bytes()
-    assert refused(lambda: buildvm.sign_bundle(tmp_path / "one.deb", rsa.generate_private_key(65537, 2048)))
+    assert refused(lambda: buildvm.sign_bundle(tmp_path / "one.deb", rsa.generate_private_key(65537, 2048), 1))
 
 
 def test_a_wrong_output_costs_no_approved_job(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import os
@@ -13,7 +14,6 @@ from pathlib import Path
 
 import pytest
 from buildvm_kit import Bench
-from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
@@ -232,14 +232,16 @@ class Builds:
         self.packages = f"a 1 amd64 {digest}\n".encode()
         self.debs: dict[str, bytes | Path] = {f"{digest}.deb": self.deb}
         self.last = b""
-        self.revision = 0
+        self.revision = self.number = 0
 
     def files(self, source: Path) -> dict[str, bytes | Path]:
         return {"packages.txt": self.packages, "source.deb": source, **self.debs}
 
-    def job(self, source: Path, key: ec.EllipticCurvePrivateKey | None = None) -> bytes:
+    def job(self, source: Path, key: ec.EllipticCurvePrivateKey | None = None, number: int | None = None) -> bytes:
         part = buildvm.measure(source)
-        signature = (key or self.key).sign(jobs.bundle_statement(part), ec.ECDSA(hashes.SHA384()))
+        if number is None:
+            self.number += 1
+        signature = buildvm.sign_bundle(source, key or self.key, number or self.number)
         parts = {"packages.txt": buildvm.measure(self.packages), "source.deb": part}
         hosts = (("HKD.pem", self.bench.document),)
         return self.bench.job("image", self.last, parts=parts, hosts=hosts, signature=signature)
@@ -286,6 +288,29 @@ def test_a_bundle_that_the_pipeline_has_not_signed_is_refused(builds: Builds, tm
     with pytest.raises(Stop) as stop:
         builds.run(builds.job(source, other), builds.files(source))
     assert stop.value.id == "HPL17006E" and "pipeline" in stop.value.detail
+
+
+def test_a_bundle_older_than_one_that_was_built_is_refused(builds: Builds, tmp_path: Path) -> None:
+    """Signed and approved, but long ago: with what was mended since, it would bring back what was wrong."""
+    old, new = bundle(tmp_path / "old", POISON), bundle(tmp_path / "new", HONEST)
+    job = builds.job(new)
+    archive(builds.run(job, builds.files(new)), job, builds, tmp_path / "image")
+    for source, number in ((old, builds.number - 1), (new, builds.number - 1), (old, builds.number)):
+        with pytest.raises(Stop) as stop:
+            builds.run(builds.job(source, number=number), builds.files(source))
+        assert stop.value.id == "HPL17006E" and "older" in stop.value.detail
+    again = builds.job(new, number=builds.number)
+    archive(builds.run(again, builds.files(new)), again, builds, tmp_path / "again")
+
+
+def test_a_number_that_the_pipeline_has_not_signed_is_refused(builds: Builds, tmp_path: Path) -> None:
+    source = bundle(tmp_path / "source", HONEST)
+    number, signature = jobs.open_bundle_signature(buildvm.sign_bundle(source, builds.key, 1))
+    job = jobs.parse_job(builds.job(source))
+    forged = dataclasses.replace(job, signature=jobs.bundle_signature(number + 2**40, signature)).as_bytes()
+    with pytest.raises(Stop) as stop:
+        builds.run(forged, builds.files(source))
+    assert stop.value.id == "HPL17006E" and "pipeline has not signed" in stop.value.detail
 
 
 def test_a_package_that_is_not_the_listed_one_is_refused(builds: Builds, tmp_path: Path) -> None:

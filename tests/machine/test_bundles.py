@@ -22,7 +22,7 @@ def test_a_root_built_of_bundles_inside_has_the_bytes_of_one_built_on_a_host(wor
     builder = buildvm.create(tmp_path / "builder", reviewers.file, pipeline=public)
     source, image = tmp_path / "source.deb", tmp_path / "image"
     buildvm.source_bundle(source)
-    job = buildvm.make_job(builder, "image", bundle=(source, buildvm.sign_bundle(source, pipeline))).as_bytes()
+    job = buildvm.make_job(builder, "image", bundle=(source, buildvm.sign_bundle(source, pipeline, 1))).as_bytes()
     files, archive = buildvm.files_of(job, source)
     assert archive is None  # nothing of the root comes ready
     approval = reviewers.approve(job, 1, by=("alice", "bob"))

@@ -294,14 +294,15 @@ def source_bundle(path: Path) -> None:
         built.replace(path)
 
 
-def sign_bundle(path: Path, key: Any) -> bytes:
-    """Sign a source bundle as the pipeline, with a key on P-384. Raises :class:`BuildError`."""
+def sign_bundle(path: Path, key: Any, number: int) -> bytes:
+    """Sign a source bundle and its number as the pipeline, with a key on P-384. Raises :class:`BuildError`."""
     from cryptography.hazmat.primitives import hashes
     from cryptography.hazmat.primitives.asymmetric import ec
 
     if not isinstance(key, ec.EllipticCurvePrivateKey) or key.curve.name != "secp384r1":
         raise _error("PIPELINE", "a pipeline signs with a key on P-384", "make one: casemate ca has the kinds")
-    return key.sign(jobs.bundle_statement(measure(path)), ec.ECDSA(hashes.SHA384()))
+    signature = key.sign(jobs.bundle_statement(measure(path), number), ec.ECDSA(hashes.SHA384()))
+    return jobs.bundle_signature(number, signature)
 
 
 def bundles(

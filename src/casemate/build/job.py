@@ -72,7 +72,7 @@ class Job:
     ``hosts``: names and host key documents (PEM) of who may open the image; ``keyset``: a verified keyset in their place, JSON.
     ``parts``: files that come in; with ``root`` (the root archive's hash and size), ``release`` and ``selection`` the
     image is made of these parts, else the root is built inside. ``signature``: of the source bundle, by the pipeline's
-    key. ``intermediate``,
+    key (:func:`bundle_signature`). ``intermediate``,
     ``root_list``: the authority's answers, PEM, where they are new. ``reviewers``: who approves jobs of the next generation.
     """
 
@@ -201,10 +201,23 @@ def _check(job: Job) -> None:
         raise _job("the kernel's release is none")
 
 
-def bundle_statement(source: Part) -> bytes:
-    """Return what the build pipeline signs of a source bundle (P-384, ECDSA with SHA-384), encoded for signing."""
-    document = {"name": SOURCE, "sha256": source.sha256, "size": source.size}
+def bundle_statement(source: Part, number: int) -> bytes:
+    """Return what the build pipeline signs of a source bundle (P-384, ECDSA with SHA-384), encoded for signing.
+
+    ``number`` grows from bundle to bundle: a builder takes none that is older than one that it has built.
+    """
+    document = {"name": SOURCE, "number": number, "sha256": source.sha256, "size": source.size}
     return pae(BUNDLE_TYPE, strictjson.dumps(document))
+
+
+def bundle_signature(number: int, signature: bytes) -> bytes:
+    """Return a bundle's number (8 bytes, big-endian) and its signature (DER), as they stand in a job and beside the bundle."""
+    return number.to_bytes(8, "big") + signature
+
+
+def open_bundle_signature(data: bytes) -> tuple[int, bytes]:
+    """Return a bundle's number and its signature, of which nothing is verified."""
+    return int.from_bytes(data[:8], "big"), data[8:]
 
 
 # --- results ----------------------------------------------------------------------------------------------------

@@ -259,27 +259,35 @@ def unpack(
 @buildvm.command()
 @click.argument("file", type=click.Path(path_type=Path, dir_okay=False))
 @click.option("--key", required=True, help="URI of the pipeline's key (P-384): file:PATH or pkcs11:…")
+@click.option(
+    "--number",
+    type=click.IntRange(1, 2**63),
+    help="Its number: a builder takes none that is older than one that it has built. The time in seconds otherwise.",
+)
 @_JSON
-def bundle(file: Path, key: str, as_json: bool) -> None:
-    """Pack this source into FILE, a Debian package, and sign it as the build pipeline (FILE.sig).
+def bundle(file: Path, key: str, number: int | None, as_json: bool) -> None:
+    """Pack this source into FILE, a Debian package, and sign it with its number as the build pipeline (FILE.sig).
 
     \b
     casemate buildvm bundle source.deb --key file:pipeline.key
     casemate buildvm job image --builder my-builder --bundle source.deb -o job.json
     """
+    import time
+
     from casemate.build import buildvm as builders
     from casemate.build import signers
     from casemate.cli.ui import write_output
 
+    number = number or int(time.time())
     with signers.find(key, Path.cwd()).open() as private:
         builders.source_bundle(file.absolute())
-        signature = builders.sign_bundle(file, private)
+        signature = builders.sign_bundle(file, private, number)
     write_output(f"{file}.sig", signature)
     digest = builders.measure(file).sha256
     if as_json:
-        click.echo(json.dumps({"path": str(file), "signature": f"{file}.sig", "sha256": digest}))
+        click.echo(json.dumps({"path": str(file), "signature": f"{file}.sig", "sha256": digest, "number": number}))
     else:
-        click.echo(f"{file}: {digest}")
+        click.echo(f"{file}: {digest}, number {number}")
 
 
 @buildvm.command()

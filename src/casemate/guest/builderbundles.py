@@ -15,6 +15,7 @@ import hashlib
 import json
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from casemate import strictjson
@@ -46,8 +47,8 @@ def wanted(packages: bytes, places: Sequence[frame.Placed]) -> dict[str, jobs.Pa
     return found
 
 
-def require_signed(work: Work) -> None:
-    """The pipeline has signed the source bundle. Raises :class:`Stop`."""
+def require_signed(work: Work) -> int:
+    """Return the number of the source bundle: the pipeline has signed it, and none after it was built. Raises :class:`Stop`."""
     from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
     from cryptography.hazmat.primitives import hashes
     from cryptography.hazmat.primitives.asymmetric import ec
@@ -60,14 +61,20 @@ def require_signed(work: Work) -> None:
         key = load_pem_public_key(pem)
         if not isinstance(key, ec.EllipticCurvePublicKey):
             raise ValueError
-        key.verify(work.job.signature, jobs.bundle_statement(work.job.parts[jobs.SOURCE]), ec.ECDSA(hashes.SHA384()))
+        number, signature = jobs.open_bundle_signature(work.job.signature)
+        source = work.job.parts[jobs.SOURCE]
+        key.verify(signature, jobs.bundle_statement(source, number), ec.ECDSA(hashes.SHA384()))
     except (InvalidSignature, UnsupportedAlgorithm, ValueError):
         raise Stop("HPL17006E", "the pipeline has not signed this source bundle") from None
+    newest, digest = work.memory.state.bundle or (0, "")
+    if number < newest or (number == newest and source.sha256 != digest):
+        raise Stop("HPL17006E", f"the source bundle is older than number {newest}, which was built")
+    return number
 
 
 def build(work: Work, files: dict[str, Path], image: dict[str, object]) -> tuple[Out, State]:
     """Build the parts, or take finished ones, and make an image of them."""
-    require_signed(work)
+    number = require_signed(work)
     key = finished_key(work.job, str(image["root_sha256"]))
     made = work.directory / "made"
     made.mkdir(mode=0o700)
@@ -79,7 +86,8 @@ def build(work: Work, files: dict[str, Path], image: dict[str, object]) -> tuple
                 size = file.tell()
                 file.seek(0)
                 work.memory.keep(f"{key}:{name}", file, size, digest)
-    return make(work, made, files[jobs.PACKAGES].read_bytes())
+    out, state = make(work, made, files[jobs.PACKAGES].read_bytes())
+    return out, replace(state, bundle=(number, work.job.parts[jobs.SOURCE].sha256))
 
 
 def finished_key(job: jobs.Job, root: str) -> str:

@@ -40,7 +40,7 @@ SMALLEST = 128 << 20
 @dataclass(frozen=True, slots=True)
 class State:
     """The memory of a builder. ``after``: SHA-256 of the last job; ``log``: the log of its keys; ``revoked``: time and reason
-    by serial.
+    by serial; ``bundle``: number and SHA-256 of the newest source bundle that was built.
 
     ``finished``: for the hash of what it was made from, the place, size and hash of a piece of finished work. ``sequence`` counts
     how often it was written.
@@ -53,6 +53,7 @@ class State:
     revoked: dict[str, tuple[str, str]] = field(default_factory=dict)
     list_number: int = 0
     successor: bool = False
+    bundle: tuple[int, str] | None = None
     finished: dict[str, tuple[int, int, str]] = field(default_factory=dict)
     sequence: int = 0
 
@@ -64,12 +65,13 @@ class State:
 def _parse(data: bytes) -> State:
     """Read what this program has written: it was authenticated."""
     said = json.loads(data)
-    accepted = said["accepted"]
+    accepted, bundle = said["accepted"], said.get("bundle")
     return State(
         *(said["after"], said["counter"], tuple(accepted) if accepted else None, said["log"]),
         revoked={serial: tuple(one) for serial, one in said["revoked"].items()},
         list_number=said["list_number"],
         successor=said["successor"],
+        bundle=tuple(bundle) if bundle else None,
         finished={key: tuple(one) for key, one in said["finished"].items()},
         sequence=said["sequence"],
     )
