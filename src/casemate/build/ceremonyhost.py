@@ -176,14 +176,15 @@ class Visit:
         return self.act(persona, key, custody, b"")
 
     def bring(self, name: str, content: bytes) -> None:
-        """Bring a part of the BuildVM; wait where another comes in."""
-        end = time.monotonic() + 2 * PARTS_TIMEOUT
+        """Bring a part of the BuildVM; wait where another comes in, and try again where a busy host cuts it off."""
+        end, tries = time.monotonic() + 2 * PARTS_TIMEOUT, 0
         while True:
             try:
                 self._ask("PUT", f"/parts/{name}", 4096, content, timeout=PARTS_TIMEOUT)
                 return
             except VisitError as error:
-                if error.id != "CEREMONY-BUSY" or time.monotonic() > end:
+                tries += error.id != "CEREMONY-BUSY"
+                if error.id not in ("CEREMONY-BUSY", VisitError.id) or tries == 3 or time.monotonic() > end:
                     raise
             time.sleep(2)
 
