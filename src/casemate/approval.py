@@ -218,16 +218,22 @@ def format_last(last: dict[str, tuple[int, str]]) -> bytes:
 def _public_key(name: str, pem: object) -> Any:
     from cryptography.exceptions import UnsupportedAlgorithm
     from cryptography.hazmat.primitives import serialization
-    from cryptography.hazmat.primitives.asymmetric import ec, rsa
 
     try:
         key = serialization.load_pem_public_key(pem.encode() if isinstance(pem, str) else b"")
     except (ValueError, UnsupportedAlgorithm):
         raise _error("REVIEWERS", f"the key of {name} can't be read", "give the public key, PEM") from None
-    curve = isinstance(key, ec.EllipticCurvePublicKey) and key.curve.name == "secp384r1"
-    if not curve and not (isinstance(key, rsa.RSAPublicKey) and key.key_size >= 3072):
+    if not is_used(key):
         raise _error("REVIEWERS", f"the key of {name} is of another kind", "P-384, or RSA of 3072 bits and more")
     return key
+
+
+def is_used(key: Any) -> bool:
+    """Whether a public key is of a kind that people sign with here: P-384, or RSA of 3072 bits and more."""
+    from cryptography.hazmat.primitives.asymmetric import ec, rsa
+
+    curve = isinstance(key, ec.EllipticCurvePublicKey) and key.curve.name == "secp384r1"
+    return curve or (isinstance(key, rsa.RSAPublicKey) and key.key_size >= 3072)
 
 
 def signature_holds(key: Any, signature: bytes, data: bytes) -> bool:

@@ -158,13 +158,21 @@ class Held:
 
     def to_the_request(self) -> None:
         self.approve("alice", "bob")
-        self.visit.give_hosts("heidi", key("heidi"), [("HKD.crt", host())])
+        self.on_to_the_request()
+
+    def on_to_the_request(self, hosts: tuple[tuple[str, bytes], ...] = ()) -> None:
+        """From where enough reviewers have approved."""
+        self.visit.give_hosts("heidi", key("heidi"), hosts or [("HKD.crt", host())])
         for name in ("dave", "frank"):
             self.visit.contribute(name, key(name), f"a share that {name} keeps".encode())
         self.service.step()
 
     def to_the_image(self) -> None:
         self.to_the_request()
+        self.on_to_the_image()
+
+    def on_to_the_image(self) -> None:
+        """From where the machine has asked the root."""
         self.visit.certify("rita", key("rita"), key("root key"), root_custody=self.custody, earlier=b"")
         for name, data in FILES.items():
             self.visit.bring(name, data)

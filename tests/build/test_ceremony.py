@@ -756,14 +756,8 @@ def test_one_reviewer_who_signs_another_image_first_stops_nobody(open_one: Held,
     seen = open_one.visit.look()
     assert not seen.enough("reviewers") and seen.missing()[0] == rules.Missing("reviewers", 1, ("bob",), True)
     open_one.approve("bob")
-    open_one.visit.give_hosts("heidi", key("heidi"), [("HKD.crt", kit.host())])
-    for name in ("dave", "frank"):
-        open_one.visit.contribute(name, key(name), f"a share that {name} keeps".encode())
-    open_one.service.step()
-    open_one.visit.certify("rita", key("rita"), key("root key"))
-    for name, data in FILES.items():
-        open_one.visit.bring(name, data)
-    open_one.service.step()
+    open_one.on_to_the_request()
+    open_one.on_to_the_image()
     open_one.visit.witness("oscar", key("oscar"), tmp_path / "buildvm")
     open_one.service.step()
     open_one.visit.save(tmp_path)
@@ -888,14 +882,8 @@ def test_the_image_that_comes_out_opens_for_the_hosts_that_were_given(tmp_path: 
     document = host.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
     with held(kit.plan(hosts={"HKD.crt": kit.host().decode(), "mine.crt": document.decode()})) as found:
         found.approve("alice", "bob")
-        found.visit.give_hosts("heidi", key("heidi"), [("mine.crt", document)])
-        for name in ("dave", "frank"):
-            found.visit.contribute(name, key(name), f"a share that {name} keeps".encode())
-        found.service.step()
-        found.visit.certify("rita", key("rita"), key("root key"))
-        for name, data in FILES.items():
-            found.visit.bring(name, data)
-        found.service.step()
+        found.on_to_the_request((("mine.crt", document),))
+        found.on_to_the_image()
         sinks: dict[str, io.BytesIO] = {}
         contents = open_image(
             io.BytesIO(found.service.result["casemate.img"]),

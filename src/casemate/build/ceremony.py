@@ -571,7 +571,7 @@ def check_certificate(plan: Plan, request: bytes, content: bytes, now: datetime.
     """
     from cryptography import x509
 
-    from casemate.certificates.chain import verify_chain
+    from casemate.certificates.chain import moment_of, verify_chain
 
     said = object_of(content, LARGEST_CONTENT, "CONTENT", "answer of the root")
     texts = all(isinstance(one, str) and one.isascii() for one in said.values())
@@ -585,7 +585,7 @@ def check_certificate(plan: Plan, request: bytes, content: bytes, now: datetime.
         usage = certificate.extensions.get_extension_for_class(x509.KeyUsage).value
         revocation = x509.load_pem_x509_crl(said["list"].encode())
         revocation.extensions.get_extension_for_class(x509.CRLNumber)
-        begins, ends = _moment(revocation, "last_update"), _moment(revocation, "next_update")
+        begins, ends = moment_of(revocation, "last_update"), moment_of(revocation, "next_update")
         root = x509.load_pem_x509_certificate(plan.root_certificate.encode())
         public: Any = root.public_key()
         listed = revocation.issuer == root.subject and revocation.is_signature_valid(public)
@@ -611,7 +611,7 @@ def check_certificate(plan: Plan, request: bytes, content: bytes, now: datetime.
     if begins is None or ends is None or not begins <= now <= ends:
         raise refusal("CONTENT", "the root's list is not of this time", "sign a new one; are the clocks right?")
     # At the certificate's own begin: what is asked is whose signature it is. Today counts when it is used.
-    moment = max(plan.not_before, _moment(certificate, "not_valid_before") or plan.not_before)
+    moment = max(plan.not_before, moment_of(certificate, "not_valid_before"))
     chain = verify_chain(said["certificate"].encode(), [plan.root_certificate.encode()], time=moment)
     if not chain.proved:
         raise refusal(
@@ -619,11 +619,3 @@ def check_certificate(plan: Plan, request: bytes, content: bytes, now: datetime.
         )
     if chain.development is not plan.development:
         raise refusal("CONTENT", "development and production don't mix in one chain", "use the root of the plan")
-
-
-def _moment(one: Any, name: str) -> datetime.datetime | None:
-    """Return a time of a certificate or list: a newer ``cryptography`` has it with ``_utc``."""
-    if hasattr(type(one), f"{name}_utc"):
-        return getattr(one, f"{name}_utc")  # type: ignore[no-any-return]
-    found = getattr(one, name)
-    return found.replace(tzinfo=datetime.UTC) if found else None

@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from casemate import strictjson
-from casemate.approval import key_identity, pae, signature_holds
+from casemate.approval import is_used, key_identity, pae, signature_holds
 from casemate.build.job import BUILDER_NAME, Part
 from casemate.errors import CasemateError
 
@@ -164,11 +164,8 @@ def parse_plan(data: bytes) -> Plan:
     if not begins < ends:
         raise refusal("PLAN", "the window ends before it begins", "correct the window")
     _require_root(document["root_certificate"], development=document["development"])
-    pipeline, personas, roles = (
-        _pipeline(document["pipeline"]),
-        _personas(document["personas"]),
-        _roles(document["roles"]),
-    )
+    pipeline = _pipeline(document["pipeline"])
+    personas, roles = _personas(document["personas"]), _roles(document["roles"])
     acting = [name for role in roles.values() for name in role.members]
     if len(set(acting)) != len(acting):
         raise refusal("PLAN", "somebody has two roles, or stands twice in one", "one role for each person")
@@ -202,7 +199,6 @@ def parse_plan(data: bytes) -> Plan:
 def _require_root(pem: str, *, development: bool) -> None:
     from cryptography import x509
     from cryptography.exceptions import UnsupportedAlgorithm
-    from cryptography.hazmat.primitives.serialization import Encoding
 
     from casemate.certificates.chain import has_development_mark
 
@@ -210,7 +206,7 @@ def _require_root(pem: str, *, development: bool) -> None:
         if pem.count("-----BEGIN ") != 1:
             raise ValueError("more than one")
         root = x509.load_pem_x509_certificate(pem.encode("ascii"))
-        marked = has_development_mark(root.public_bytes(Encoding.PEM))
+        marked = has_development_mark(pem.encode("ascii"))
         key_identity(root.public_key())
     except (ValueError, TypeError, UnsupportedAlgorithm, CasemateError):
         raise refusal("PLAN", "the root's certificate is none, or more than one", "give it as PEM") from None
@@ -318,15 +314,13 @@ def holds(key: Any, signature: bytes, payload_type: str, payload: bytes) -> bool
 def public_key(pem: object, kind: str, whose: str) -> Any:
     """Return a public key, P-384 or RSA of 3072 bits and more. Raises :class:`CeremonyError`."""
     from cryptography.exceptions import UnsupportedAlgorithm
-    from cryptography.hazmat.primitives.asymmetric import ec, rsa
     from cryptography.hazmat.primitives.serialization import load_pem_public_key
 
     try:
         key = load_pem_public_key(pem.encode("ascii") if isinstance(pem, str) else b"")
     except (ValueError, UnsupportedAlgorithm):
         key = None
-    curve = isinstance(key, ec.EllipticCurvePublicKey) and key.curve.name == "secp384r1"
-    if not curve and not (isinstance(key, rsa.RSAPublicKey) and key.key_size >= 3072):
+    if not is_used(key):
         raise refusal(kind, f"{whose} is none that is used here", "P-384, or RSA of 3072 bits and more, PEM")
     return key
 

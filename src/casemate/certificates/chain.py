@@ -458,7 +458,7 @@ def _signed(signed: _Certificate | _List, key: Any) -> bool:
     return True
 
 
-def _moment(thing: Any, name: str) -> Any:
+def moment_of(thing: Any, name: str) -> Any:
     """A time of a certificate or list, with its zone, or ``None``; ``cryptography`` has it under two names."""
     if hasattr(type(thing), f"{name}_utc"):
         return getattr(thing, f"{name}_utc")
@@ -495,8 +495,8 @@ def _load(data: bytes) -> _Certificate:
                 algorithm=certificate.signature_algorithm_oid.dotted_string,
                 key=key,
                 key_hash=hashlib.sha256(spki).hexdigest(),
-                not_before=_moment(certificate, "not_valid_before"),
-                not_after=_moment(certificate, "not_valid_after"),
+                not_before=moment_of(certificate, "not_valid_before"),
+                not_after=moment_of(certificate, "not_valid_after"),
                 authority=basic is not None and basic.ca,
                 path_length=basic.path_length if basic is not None else None,
                 signs_certificates=usage is None or usage.key_cert_sign,
@@ -538,8 +538,8 @@ def _load_list(data: bytes) -> _List:
             body=crl.tbs_certlist_bytes,
             signature=crl.signature,
             algorithm=crl.signature_algorithm_oid.dotted_string,
-            last_update=_moment(crl, "last_update"),
-            next_update=_moment(crl, "next_update"),
+            last_update=moment_of(crl, "last_update"),
+            next_update=moment_of(crl, "next_update"),
             odd=tuple(odd),
             points=None if scope is None else frozenset(str(name.value) for name in scope.full_name or ()),
             serials=crl,

@@ -109,9 +109,7 @@ def main() -> NoReturn:
     except BrokenPipeError:
         sys.stderr.close()
         sys.exit(1)
-    except (
-        OSError
-    ) as error:  # most files have their own errors; this is the rest, and a full disk behind standard output
+    except OSError as error:  # most files have errors of their own: the rest, or a full disk behind standard output
         import os
 
         where, cause = str(error.filename or "standard output"), error.strerror or str(error)

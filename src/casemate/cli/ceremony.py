@@ -80,16 +80,17 @@ def plan(file: Path, output: str, as_json: bool) -> None:
     from casemate.build import ceremonyhost as host
     from casemate.build import forms, keyset, signers
     from casemate.build.ceremonyplan import LONGEST_MINUTES, LONGEST_WINDOW, CeremonyError, Role, time_of
-    from casemate.cli.ui import read_input, require_file_name, steps, tell, write_output
+    from casemate.cli.ui import read_input, require_file_name, steps, write_output
     from casemate.contract.document import parse
 
     require_file_name(output)
     if output == "-" or Path(output).suffix == ".secret":
         raise click.UsageError("--output: the secret stands beside the plan, and would have the same name")
-    if Path(output).with_suffix(".secret").exists():
+    secret_file = Path(output).with_suffix(".secret")
+    if secret_file.exists():
         raise CeremonyError(
             *("a plan's secret is there", "name another output, or take it away"),
-            str(Path(output).with_suffix(".secret")),
+            str(secret_file),
             id="CEREMONY-IN-THE-WAY",
         )
     said: Any = parse(read_input(str(file), 256 << 10))
@@ -134,14 +135,13 @@ def plan(file: Path, output: str, as_json: bool) -> None:
             minutes=minutes,
             window=window,
         )
-    signers.write_private(Path(output).with_suffix(".secret"), secret)
+    signers.write_private(secret_file, secret)
     write_output(output, made.as_bytes())
     if as_json:
-        tell(output, json.dumps({"output": output, "plan": made.digest, "ends": str(made.not_after)}))
+        click.echo(json.dumps({"output": output, "plan": made.digest, "ends": str(made.not_after)}))
     else:
-        tell(output, f"{output}: plan {made.digest}, until {made.not_after:%Y-%m-%d %H:%M} UTC")
-        secret_file = Path(output).with_suffix(".secret")
-        tell(output, f"{secret_file}: for the people of the plan; not for whoever runs the machine")
+        click.echo(f"{output}: plan {made.digest}, until {made.not_after:%Y-%m-%d %H:%M} UTC")
+        click.echo(f"{secret_file}: for the people of the plan; not for whoever runs the machine")
 
 
 @ceremony.command()

@@ -369,7 +369,7 @@ def _partners(workload: Section, env: Section) -> Iterator[Problem]:
 
 def _containers(workload: Section, env: Section | None) -> Iterator[Problem]:
     """The containers are understood; every image is named by digest, or has a key; the variables are given."""
-    given: Mapping[str, str] = {**_variables(env or {}), **_variables(workload)}
+    given: dict[str, str] = {**_variables(env or {}), **_variables(workload)}
     if env is None:
         given = Open(given)
     trusted = _trusted(workload)
@@ -397,7 +397,7 @@ def _containers(workload: Section, env: Section | None) -> Iterator[Problem]:
         yield from (Problem(f"workload.{place}, {each.where}", each.cause, id="HPL08002E") for each in problems)
         yield from _not_packed(f"workload.{place}", made, archive)
     elif play := _mapping(workload.get("play")):
-        yield from _pods(play, dict(given) if env is not None else Open(given), mounts, trusted)
+        yield from _pods(play, given, mounts, trusted)
     elif "confidential-containers" in workload:
         text = "this version starts compose and play workloads only"
         yield Problem("workload.confidential-containers", text, id="HPL05003E")

@@ -195,7 +195,7 @@ def _apart(services: Iterable[Service]) -> None:
 def _one_network(document: Mapping[str, Any]) -> None:
     """All services are on one network, and it is declared: where they aren't, they could reach each other against the file."""
     declared = {"default", *mapped(document.get("networks"), "networks")}
-    first: dict[str, str] = {}
+    shared = owner = ""
     for service, raw in document["services"].items():
         if not isinstance(raw, dict) or raw.get("network_mode") is not None:
             continue
@@ -205,13 +205,12 @@ def _one_network(document: Mapping[str, Any]) -> None:
                 continue
             if name not in declared:
                 raise WorkloadError(f"services.{service}.networks", "is not declared under `networks:` of the file")
-            if first and name not in first:
-                other = next(iter(first.values()))
+            if owner and name != shared:
                 raise WorkloadError(
                     f"services.{service}.networks",
-                    f"is another network than that of {other}: one connects all services; more is not supported",
+                    f"is another network than that of {owner}: one connects all services; more is not supported",
                 )
-            first.setdefault(name, service)
+            shared, owner = name, owner or service
 
 
 def _declared(document: Mapping[str, Any], env: Mapping[str, str], problems: Problems) -> _File:

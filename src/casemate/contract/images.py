@@ -232,13 +232,13 @@ def workload_images(workload: Mapping[str, Any], env: Mapping[str, str]) -> dict
         return {place: ImageError(error.cause, error.cure, place)}
 
 
-def with_defaults(archive: Archive, env: Mapping[str, str]) -> Mapping[str, str]:
+def with_defaults(archive: Archive, env: Mapping[str, str]) -> dict[str, str]:
     """Return the variables of the contract, and beneath them those of the archive's ``.env``, as compose reads it."""
-    if ".env" not in archive.files:
-        return env
-    from casemate.contract.compose import read_env_file
+    found = dict(env)
+    if ".env" in archive.files:
+        from casemate.contract.compose import read_env_file
 
-    found = read_env_file(archive.files[".env"], env, ".env") | dict(env)
+        found = read_env_file(archive.files[".env"], env, ".env") | found
     return Open(found) if isinstance(env, Open) else found
 
 

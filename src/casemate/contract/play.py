@@ -493,8 +493,9 @@ class _Pod:
         user = whole(context["runAsUser"], f"{place}.runAsUser") if "runAsUser" in context else None
         if "runAsGroup" in context and user is None:
             raise WorkloadError(f"{place}.runAsGroup", "goes with runAsUser")
-        made.not_root = flag(context.get("runAsNonRoot", False), f"{place}.runAsNonRoot") and user is None
-        if user == 0 and flag(context.get("runAsNonRoot", False), f"{place}.runAsNonRoot"):
+        not_root = flag(context.get("runAsNonRoot", False), f"{place}.runAsNonRoot")
+        made.not_root = not_root and user is None
+        if not_root and user == 0:
             raise WorkloadError(f"{place}.runAsNonRoot", "contradicts runAsUser, which is 0")
         if user is not None:
             group = whole(context["runAsGroup"], f"{place}.runAsGroup") if "runAsGroup" in context else None

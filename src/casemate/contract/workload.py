@@ -239,9 +239,9 @@ def mount(made: Service, source: str, target: str, read_only: bool, place: str, 
     """Give a path to a container, under the rules of this module. ``source`` begins with ``.`` or ``/``."""
     host, fixed = _source(made, source, place, places)
     _give(made, host, target, read_only or fixed, place)
-    above = "/" + posixpath.normpath(source).lstrip("/") if source.startswith("/") else ""
+    above = _absolute(source)
     for point, directory in places.volumes.items():  # a bind mount has what is mounted below it
-        if above and point.startswith(f"{above}/"):
+        if source.startswith("/") and point.startswith(f"{above}/"):
             below = point[len(above) :]
             made.directories.append(host + below)  # what it is mounted on
             _give(made, directory, posixpath.normpath(target) + below, read_only, place)
@@ -261,6 +261,10 @@ def volume(source: str, target: str, read_only: bool, place: str) -> str:
     return f"--volume={source}:{target}{':ro' * read_only}"
 
 
+def _absolute(path: str) -> str:
+    return "/" + posixpath.normpath(path).lstrip("/")
+
+
 def _source(made: Service, source: str, place: str, places: Places) -> tuple[str, bool]:
     """Return where the guest has it, and whether it is read-only whatever the author wrote."""
     if not source.startswith("/"):
@@ -269,7 +273,7 @@ def _source(made: Service, source: str, place: str, places: Places) -> tuple[str
             raise WorkloadError(place, "leaves the archive")
         made.directories.append(path)
         return path, False
-    path = "/" + posixpath.normpath(source).lstrip("/")
+    path = _absolute(source)
     for point, directory in sorted(places.volumes.items(), key=lambda item: -len(item[0])):  # the innermost first
         if path == point or path.startswith(f"{point}/"):
             inside = directory + path[len(point) :]
