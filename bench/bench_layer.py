@@ -57,9 +57,8 @@ def main() -> int:
         machine = up(spec, timeout=300)
         try:
             names = here.ask("ls /etc/systemd/system /usr/lib/systemd/system").split()
-            wanted = sorted(
-                {name for name in names if name.startswith(("hpl-", "systemd-")) and name.endswith(".service")}
-            )
+            ours = {name for name in names if name.startswith(("hpl-", "systemd-")) and name.endswith(".service")}
+            wanted = sorted(name for name in ours if "@." not in name)
             found = units(here.ask(f"systemctl show --property={PROPERTIES} {' '.join(wanted)}"))
             manager = here.ask("systemctl show --property=UserspaceTimestampMonotonic")
         finally:

@@ -304,7 +304,11 @@ def test_certificates_of_the_log_backend_are_read_where_there_is_a_clock(env: Se
         ("services: {db: {image: a, image: b}}", "a second time"),
         ("services: [", "not YAML"),
         ("service: {}", "no services"),
-        (f"services: {{db: {{image: 'a@{DIGEST}', environment: {{X: '$NONE'}}}}}}", "a variable in it is not set"),
+        (
+            f"services: {{db: {{image: 'a@{DIGEST}', environment: {{X: '$NONE'}}}}}}",
+            "a variable that nobody gives is empty",
+        ),
+        (f"services: {{db: {{image: 'a@{DIGEST}', environment: {{X: '${{NONE'}}}}}}", "a form that is not understood"),
         (f"services: {{db: {{image: 'a@{DIGEST}', environment: [NONE]}}}}", "given by neither section"),
         (f"services: {{db: {{image: 'a@{DIGEST}', volums: []}}}}", "did you mean volumes?"),
         (f"services: {{db: {{image: 'a@{DIGEST}', volumes: ['/etc:/x']}}}}", "a directory of the system"),

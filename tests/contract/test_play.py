@@ -13,7 +13,7 @@ from casemate.contract.archive import write_archive
 from casemate.contract.document import rewrite
 from casemate.contract.errors import ImageError, WorkloadError
 from casemate.contract.images import Open, Reference, workload_images
-from casemate.contract.workload import Health, Places, Probe, Problems, Restart, Service, Workload
+from casemate.contract.workload import Health, Network, Places, Probe, Problems, Restart, Service, Workload
 
 IMAGE = "registry.example.com/app@sha256:" + "0" * 64
 PLACES = Places("/w/archive", "/w/scratch", {"/mnt/data": "/var/volumes/data"}, {"www/index.html": b"x", "conf": b"y"})
@@ -177,7 +177,6 @@ def test_volumes_are_given_to_the_group_of_the_pod_but_nothing_else_is() -> None
 @pytest.mark.parametrize(
     ("container", "place"),
     [
-        ({"lifecycle": {}}, "lifecycle"),
         ({"livenessProbe": {"grpc": {"port": 80}}}, "livenessProbe.grpc"),
         ({"livenessProbe": {"exec": {"command": []}}}, "livenessProbe.exec"),
         ({"livenessProbe": {"exec": {"command": ["a"]}, "tcpSocket": {"port": 1}}}, "must have one of exec"),
@@ -220,10 +219,12 @@ def test_what_is_not_understood_is_refused_with_its_place(container: dict[str, A
 @pytest.mark.parametrize(
     ("spec", "place"),
     [
-        ({"hostNetwork": True}, "hostNetwork"),
+        ({"hostNetwork": "perhaps"}, "hostNetwork"),
         ({"containers": []}, "containers"),
         ({"ephemeralContainers": []}, "ephemeralContainers"),
-        ({"dnsConfig": {}}, "dnsConfig"),
+        ({"dnsConfig": {"nameserver": []}}, "dnsConfig"),
+        ({"dnsConfig": {"nameservers": ["8.8.8.8 --privileged"]}}, "dnsConfig.nameservers"),
+        ({"dnsConfig": {"options": [{"name": ["ndots"]}]}}, "dnsConfig.options"),
         ({"securityContext": {"fsGroup": -1}}, "fsGroup"),
         ({"securityContext": {"fsGroup": 1, "fsGroupChangePolicy": "Never"}}, "fsGroupChangePolicy"),
         ({"volumes": [{"name": "a", "secret": {"secretName": "x"}}]}, "volumes[0]"),
@@ -231,7 +232,7 @@ def test_what_is_not_understood_is_refused_with_its_place(container: dict[str, A
         ({"volumes": [{"name": "a"}]}, "volumes[0]"),
         ({"volumes": [{"name": "a", "hostPath": {"path": "none", "type": "Directory"}}]}, "the archive has no such"),
         ({"dnsPolicy": "None"}, "spec.dnsPolicy: None needs a dnsConfig"),
-        ({"dnsPolicy": "None", "dnsConfig": {"nameservers": ["192.0.2.1"]}}, "dnsConfig"),
+        ({"dnsPolicy": "None", "dnsConfig": {"searches": ["example.com"]}}, "spec.dnsPolicy: None needs a dnsConfig"),
         ({"affinity": {"nodeAffinity": {}}}, "spec.affinity: not supported unless empty"),
         ({"affinity": []}, "spec.affinity: not supported unless empty"),
         ({"volumes": [{"name": "a", "hostPath": {"path": "/mnt", "type": "Socket"}}]}, "type"),
@@ -404,10 +405,61 @@ def test_what_is_no_play_section_is_refused_with_its_place(section: Any, cause: 
 
 
 def test_every_problem_is_told_at_once() -> None:
-    bad = pod({"comand": 1}, initContainers=[{"name": "a", "image": IMAGE, "args": 1, "env": 2}], hostNetwork=True)
+    bad = pod({"comand": 1}, initContainers=[{"name": "a", "image": IMAGE, "args": 1, "env": 2}], hostNetwork=1)
     manifests, problems = play.read_play({"resources": [bad, table("x/y", a="b")]}, {})
     play.translate(manifests, {}, PLACES, problems)
     assert len(problems) == 5
+
+
+def test_a_pod_on_the_machines_network_publishes_nothing() -> None:
+    port = {"ports": [{"containerPort": 80, "hostPort": 80}]}
+    pods = [pod(port, hostNetwork=True), pod(), pod()]
+    for name, each in zip("abc", pods, strict=True):
+        each["metadata"]["name"] = name
+    manifests, problems = play.read_play({"resources": pods}, {})
+    made = play.translate(manifests, {}, PLACES, problems)
+    first, *others = [each for each in made.services if each.holds_pod]
+    assert not problems and first.networks == {}
+    assert "--network=host" in first.options and not any("--publish" in option for option in first.options)
+    assert [each.networks for each in others] == [{"workload": ("alias=b",)}, {"workload": ("alias=c",)}]
+    assert made.networks == [Network("workload")]
+
+
+def test_name_servers_of_a_pod() -> None:
+    dns = {
+        "nameservers": ["192.0.2.1"],
+        "searches": ["example.com"],
+        "options": [{"name": "ndots", "value": "2"}, {"name": "x"}],
+    }
+    manifests, problems = play.read_play({"resources": [pod(dnsPolicy="None", dnsConfig=dns)]}, {})
+    made = play.translate(manifests, {}, PLACES, problems)
+    assert not problems and made.networks == []
+    assert made.services[0].options[1:] == [
+        *("--dns=192.0.2.1", "--dns-search=example.com", "--dns-option=ndots:2", "--dns-option=x"),
+    ]
+
+
+def test_what_podman_passes_over_is_passed_over_and_noted() -> None:
+    written = pod(
+        {"lifecycle": {"postStart": {"exec": {"command": ["true"]}}}}, subdomain="a", priorityClassName="high"
+    )
+    manifests, problems = play.read_play({"resources": [written]}, {})
+    play.translate(manifests, {}, PLACES, problems)
+    assert not problems and [note.where.rpartition(".")[2] for note in problems.notes] == ["subdomain", "lifecycle"]
+
+
+def test_what_a_pod_says_of_itself_is_a_variable() -> None:
+    fields = ("metadata.labels['app']", "metadata.annotations['a/b']", "metadata.namespace", "metadata.labels['none']")
+    variables = [{"name": f"V{n}", "valueFrom": {"fieldRef": {"fieldPath": path}}} for n, path in enumerate(fields)]
+    written = pod({"env": variables})
+    written["metadata"] |= {"labels": {"app": "shop"}, "annotations": {"a/b": "c"}}
+    manifests, problems = play.read_play({"resources": [written]}, {})
+    made = play.translate(manifests, {}, PLACES, problems)
+    assert not problems
+    assert made.services[-1].environment == {"V0": "shop", "V1": "c", "V2": "default", "V3": ""}
+    variables[0]["valueFrom"] = {"fieldRef": {"fieldPath": "spec.nodeName"}}
+    play.translate(manifests, {}, PLACES, problems)
+    assert "must be metadata.name" in str(problems[0])
 
 
 def test_images_of_both_kinds_by_their_place() -> None:

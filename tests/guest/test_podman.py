@@ -78,7 +78,7 @@ def podman(engine: tuple[Path, str], guest: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(container, "HOLDERS", guest / "holders")
     for name in ("watchers", "secrets"):
         (state.RUN / name).mkdir(parents=True)
-    yield container.Podman(None)
+    yield container.Podman()
     subprocess.run([engine[0], "rm", "--all", "--force", "--time=0"], capture_output=True, check=False)
     for place in (state.RUN / "mounts").glob("*/*"):
         subprocess.run(["umount", place], capture_output=True, check=False)  # where the test did not come to it
@@ -163,6 +163,32 @@ def test_a_command_that_is_not_there_is_told_and_not_quoted(engine: tuple[Path, 
 def test_health_checks_are_asked_inside(engine: tuple[Path, str], podman: container.Podman) -> None:
     db = made(engine, "db", "sleep 1; touch /ready; sleep 100", health=Health(interval=1.0))
     db.options.append('--health-cmd=["test", "-f", "/ready"]')
+    app = made(engine, "app", "echo after", after={"db": "service_healthy"})
+    watched = Supervisor([db, app], podman, lambda: threading.Timer(0.5, watched.stop).start())
+    assert watched.run() is False
+    assert output("app") == "after\n"
+
+
+@pytest.mark.skipif(CHROOTED, reason="in a chroot crun's exec leads to the root outside, not into the container")
+def test_a_health_check_without_a_test_is_the_images_or_a_reason_to_stop(
+    engine: tuple[Path, str], podman: container.Podman, tmp_path: Path
+) -> None:
+    with pytest.raises(Stop) as stop:
+        podman.start(made(engine, "without", "sleep 100", health=Health(interval=1.0)))
+    assert stop.value.id == "HPL08004E" and "its image has none" in str(stop.value)
+    (tmp_path / "Containerfile").write_text(f"FROM {engine[1]}\nHEALTHCHECK CMD test -f /ready\n")
+    build = [
+        engine[0],
+        "build",
+        "--quiet",
+        "--format=docker",
+        f"--signature-policy={engine[0].parent / 'policy.json'}",
+        tmp_path,
+    ]
+    image = subprocess.run(build, capture_output=True, check=True).stdout.decode().strip()
+    db = Service(
+        "db", "db", image, command=["sh", "-c", "sleep 1; touch /ready; sleep 100"], health=Health(interval=1.0)
+    )
     app = made(engine, "app", "echo after", after={"db": "service_healthy"})
     watched = Supervisor([db, app], podman, lambda: threading.Timer(0.5, watched.stop).start())
     assert watched.run() is False

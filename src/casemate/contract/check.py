@@ -395,6 +395,7 @@ def _containers(workload: Section, env: Section | None) -> Iterator[Problem]:
             document, given, Places("/archive", "/scratch", mounts, archive.files), problems := Problems()
         )
         yield from (Problem(f"workload.{place}, {each.where}", each.cause, id="HPL08002E") for each in problems)
+        yield from _noted(f"workload.{place}, ", problems)
         yield from _not_packed(f"workload.{place}", made, archive)
     elif play := _mapping(workload.get("play")):
         yield from _pods(play, given, mounts, trusted)
@@ -414,7 +415,12 @@ def _pods(play: Section, given: dict[str, str], mounts: dict[str, str], trusted:
     yield from _images(play_images(manifests), trusted)
     made = pods.translate(manifests, given, Places("/archive", "/scratch", mounts, archive.files), problems)
     yield from (Problem(f"workload.{each.where}", each.cause, id="HPL15000E") for each in problems)
+    yield from _noted("workload.", problems)
     yield from _not_packed("workload.play.archive", made, archive)
+
+
+def _noted(place: str, problems: Problems) -> Iterator[Problem]:
+    return (Problem(f"{place}{each.where}", each.cause, "warning", "HPL08013W") for each in problems.notes)
 
 
 def _needed(place: str, document: Any, given: Mapping[str, str]) -> Iterator[Problem]:

@@ -6,14 +6,16 @@
 Of compose's interpolation these forms are understood, as its specification has them: ``$VAR``, ``${VAR}``,
 ``${VAR:-default}``, ``${VAR-default}``, ``${VAR:+text}``, ``${VAR+text}``, ``${VAR:?text}``, ``${VAR?text}``, and ``$$`` for a
 dollar; a default or text may have variables again. A dollar before anything else stands for itself (``$(date)``, ``$5``). Another
-form in braces, and a variable that nobody gives, is an error: a guess here would admit an image that nobody named. No error
-quotes a name: what follows a dollar may be the rest of a password.
+form in braces is an error, and in an image's name a variable that nobody gives: a guess here would admit an image that nobody
+named. No error quotes a name: what follows a dollar may be the rest of a password.
+
+A service with ``profiles`` starts only where ``COMPOSE_PROFILES`` names one of them.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -106,11 +108,14 @@ class _Use:
     rest: str = ""
 
 
-def interpolate(text: str, env: Mapping[str, str], depth: int = 0) -> str:
-    """Replace the variables of a compose file's value. Raises :class:`ImageError`: unset, or a form not understood."""
+def interpolate(text: str, env: Mapping[str, str], depth: int = 0, *, unset: Callable[[], None] | None = None) -> str:
+    """Replace the variables of a compose file's value. Raises :class:`ImageError`: a form not understood.
+
+    A variable that nobody gives is an error too, or, with ``unset``, empty: then that is called.
+    """
     if depth > _DEEPEST:
         raise ImageError("variables in defaults of variables, too deep", f"at most {_DEEPEST} levels")
-    return "".join(part if isinstance(part, str) else _value(part, env, depth) for part in _parts(text))
+    return "".join(part if isinstance(part, str) else _value(part, env, depth, unset) for part in _parts(text))
 
 
 def variables(text: str) -> dict[str, bool]:
@@ -157,15 +162,18 @@ def _braced(text: str, start: int) -> tuple[_Use, int]:
     )
 
 
-def _value(use: _Use, env: Mapping[str, str], depth: int) -> str:
+def _value(use: _Use, env: Mapping[str, str], depth: int, unset: Callable[[], None] | None) -> str:
     value = env.get(use.name)
     is_set = value is not None and not (use.how.startswith(":") and value == "")
     if use.how.endswith("+"):
-        return interpolate(use.rest, env, depth + 1) if is_set else ""
+        return interpolate(use.rest, env, depth + 1, unset=unset) if is_set else ""
     if value is not None and is_set:
         return value
     if use.how.endswith("-"):
-        return interpolate(use.rest, env, depth + 1)
+        return interpolate(use.rest, env, depth + 1, unset=unset)
+    if unset is not None and not use.how:
+        unset()
+        return ""
     raise ImageError(
         "a variable in it is not set; a dollar of the text itself is written $$", "give it under env of either section"
     )
@@ -185,9 +193,12 @@ def read_compose(data: bytes) -> dict[str, Any]:
 
 
 def compose_images(document: Mapping[str, Any], env: Mapping[str, str]) -> dict[str, Reference | ImageError]:
-    """Return the image of each service of a parsed compose file, or what is wrong with it."""
+    """Return the image of each service that starts, or what is wrong with it."""
     found: dict[str, Reference | ImageError] = {}
+    wanted = set((env.get("COMPOSE_PROFILES") or "").split(","))
     for name, service in document["services"].items():
+        if not _starts(service, wanted):
+            continue
         where = f"services.{name}"
         try:
             if not isinstance(service, dict):
@@ -203,6 +214,13 @@ def compose_images(document: Mapping[str, Any], env: Mapping[str, str]) -> dict[
         except ImageError as error:
             found[name] = ImageError(error.cause, error.cure, error.where or where)
     return found
+
+
+def _starts(service: Any, wanted: set[str]) -> bool:
+    profiles = service.get("profiles") if isinstance(service, dict) else None
+    if not profiles or not isinstance(profiles, list):  # another form is refused where the service is read
+        return True
+    return "*" in wanted or not wanted.isdisjoint(map(str, profiles))
 
 
 def workload_images(workload: Mapping[str, Any], env: Mapping[str, str]) -> dict[str, Reference | ImageError]:
@@ -236,9 +254,10 @@ def with_defaults(archive: Archive, env: Mapping[str, str]) -> dict[str, str]:
     """Return the variables of the contract, and beneath them those of the archive's ``.env``, as compose reads it."""
     found = dict(env)
     if ".env" in archive.files:
-        from casemate.contract.compose import read_env_file
+        from casemate.contract.composevalues import read_env_file
+        from casemate.contract.workload import Problems
 
-        found = read_env_file(archive.files[".env"], env, ".env") | found
+        found = read_env_file(archive.files[".env"], env, ".env", Problems()) | found
     return Open(found) if isinstance(env, Open) else found
 
 

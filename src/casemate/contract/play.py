@@ -22,7 +22,7 @@ import binascii
 import json
 import posixpath
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -34,7 +34,9 @@ from casemate.contract.images import OPEN, Open
 from casemate.contract.template import Allowance, render
 from casemate.contract.workload import (
     NAME,
+    WORKLOAD,
     Health,
+    Network,
     Places,
     Probe,
     Problems,
@@ -47,6 +49,7 @@ from casemate.contract.workload import (
     mount,
     not_known,
     plain,
+    require_address,
     variables,
     volume,
     whole,
@@ -57,6 +60,7 @@ _LABEL = re.compile(r"[a-z0-9]([a-z0-9.-]{0,61}[a-z0-9])?")
 _KEY = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,252}")
 _TEMPLATE = "{{"
 _EXPANSION = re.compile(r"\$\$(?=\()|\$\((?P<name>[A-Za-z_][A-Za-z0-9_.-]*)\)")
+_FIELD = re.compile(r"metadata\.(?P<kind>labels|annotations)\['(?P<key>[^']+)'\]")
 _QUANTITY = re.compile(r"(?P<number>[0-9]{1,15}(?:\.[0-9]{1,6})?)(?P<unit>m|k|M|G|T|Ki|Mi|Gi|Ti)?")
 _UNITS = {"m": 0.001, "": 1, "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 _UNITS |= {"Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40}
@@ -73,8 +77,11 @@ _POD_IGNORED = (
         "nodeSelector",
         "tolerations",
     ),
-    *("schedulerName", "priority", "preemptionPolicy", "dnsPolicy", "serviceAccountName", "serviceAccount", "affinity"),
+    *("schedulerName", "priority", "preemptionPolicy", "serviceAccountName", "serviceAccount", "affinity"),
+    *("priorityClassName", "topologySpreadConstraints", "readinessGates", "overhead"),
 )
+_NOTED = ("activeDeadlineSeconds", "runtimeClassName", "setHostnameAsFQDN", "subdomain")
+"""What podman passes over too; whoever wrote it is told."""
 _POD = (
     *(
         "containers",
@@ -86,7 +93,8 @@ _POD = (
         "hostAliases",
         "hostPID",
     ),
-    *("hostIPC", "hostNetwork", "shareProcessNamespace", "terminationGracePeriodSeconds", *_POD_IGNORED),
+    *("hostIPC", "hostNetwork", "shareProcessNamespace", "terminationGracePeriodSeconds", "dnsConfig", "dnsPolicy"),
+    *(*_POD_IGNORED, *_NOTED),
 )
 _CONTAINER_IGNORED = ("imagePullPolicy", "terminationMessagePath", "terminationMessagePolicy")
 _PROBES = ("livenessProbe", "readinessProbe", "startupProbe")
@@ -104,7 +112,7 @@ _CONTAINER = (
         "resources",
         "stdin",
     ),
-    *("securityContext", "tty", "restartPolicy", *_PROBES, *_CONTAINER_IGNORED),
+    *("securityContext", "tty", "restartPolicy", "lifecycle", *_PROBES, *_CONTAINER_IGNORED),
 )
 _SECURITY = (
     *("privileged", "runAsUser", "runAsGroup", "runAsNonRoot", "readOnlyRootFilesystem", "allowPrivilegeEscalation"),
@@ -232,6 +240,11 @@ def translate(manifests: Iterable[Manifest], env: Mapping[str, str], places: Pla
                 _Pod(each, _name(each), tables, env, places, problems, workload, ports, names).translate()
             if isinstance(env, Open):
                 problems[before:] = [one for one in problems[before:] if not _is_open(each.document)]
+    holders = [each for each in workload.services if each.holds_pod and "--network=host" not in each.options]
+    if len(holders) > 1:
+        workload.networks = [Network(WORKLOAD)]
+        for holder in holders:
+            holder.networks[WORKLOAD] = (f"alias={holder.name}",)
     return workload
 
 
@@ -309,7 +322,8 @@ class _Pod:
                         after[container.name] = "service_completed_successfully"
         if not listed(spec.get("containers", []), f"{where}.containers"):
             raise WorkloadError(f"{where}.containers", "a Pod has one or more")
-        shared.options += [f"--publish={text}" for text in self.published]
+        if "--network=host" not in shared.options:
+            shared.options += [f"--publish={text}" for text in self.published]
         self.workload.services += made
 
     def _shared(self, spec: Mapping[str, Any], where: str) -> Service:
@@ -328,14 +342,31 @@ class _Pod:
                 made.options.append(f"--sysctl={plain(pair.get('name'), where)}={plain(pair.get('value'), where)}")
         with self.problems.caught():
             if flag(spec.get("hostNetwork", False), f"{where}.hostNetwork"):
-                raise WorkloadError(f"{where}.hostNetwork", "not supported; publish ports with hostPort")
+                made.options.append("--network=host")
         with self.problems.caught():
-            if spec.get("dnsPolicy") == "None":
-                raise WorkloadError(f"{where}.dnsPolicy", "None needs a dnsConfig, which is not supported")
+            made.options += self._names(spec, where)
+        for key in _NOTED:
+            if spec.get(key):
+                self.problems.note(f"{where}.{key}", "is passed over: one machine does not do that")
         with self.problems.caught():
             if spec.get("affinity", {}) != {}:
                 raise WorkloadError(f"{where}.affinity", "not supported unless empty: there is one machine only")
         return made
+
+    def _names(self, spec: Mapping[str, Any], where: str) -> Iterator[str]:
+        """What ``dnsConfig`` says, by the engine's options."""
+        given = _fields(spec.get("dnsConfig"), f"{where}.dnsConfig", ("nameservers", "searches", "options"))
+        if spec.get("dnsPolicy") == "None" and not given.get("nameservers"):
+            raise WorkloadError(f"{where}.dnsPolicy", "None needs a dnsConfig with nameservers")
+        for item in listed(given.get("nameservers", []), f"{where}.dnsConfig.nameservers"):
+            require_address(item, f"{where}.dnsConfig.nameservers")
+            yield f"--dns={item}"
+        for item in listed(given.get("searches", []), f"{where}.dnsConfig.searches"):
+            yield f"--dns-search={plain(item, f'{where}.dnsConfig.searches')}"
+        for item in listed(given.get("options", []), f"{where}.dnsConfig.options"):
+            pair = _fields(item, f"{where}.dnsConfig.options", ("name", "value"))
+            name, value = (plain(pair.get(key, ""), f"{where}.dnsConfig.options") for key in ("name", "value"))
+            yield f"--dns-option={name}{':' * bool(value)}{value}"
 
     def _common(self, spec: Mapping[str, Any], where: str) -> list[str]:
         """The options that every container of the pod has."""
@@ -394,6 +425,9 @@ class _Pod:
                 self._policy(given["restartPolicy"], f"{where}.restartPolicy") if "restartPolicy" in given else policy
             )
         caught = self.problems.caught
+        if given.get("lifecycle"):
+            text = "is passed over, as podman does: nothing runs after the start or before the end"
+            self.problems.note(f"{where}.lifecycle", text)
         with caught():
             made.environment = self._environment(given, where)
         with caught():
@@ -458,15 +492,23 @@ class _Pod:
                 found[name] = _expanded(plain(entry.get("value", ""), place), found)
         return variables(found, f"{where}.env")
 
+    def _field(self, reference: Mapping[str, Any], place: str) -> str:
+        """Return what the pod says of itself: name, namespace, a label or an annotation."""
+        metadata = mapped(self.manifest.document.get("metadata"), place)
+        path = plain(reference.get("fieldPath"), place)
+        if path in ("metadata.name", "metadata.namespace"):
+            return self.name if path == "metadata.name" else plain(metadata.get("namespace", "default"), place)
+        if match := _FIELD.fullmatch(path):
+            return plain(mapped(metadata.get(match["kind"]), place).get(match["key"], ""), place)
+        must = "must be metadata.name, metadata.namespace, or a label or annotation: metadata.labels['KEY']"
+        raise WorkloadError(place, must)
+
     def _value_from(self, value: Any, place: str) -> str | None:
         source = _fields(value, place, ("configMapKeyRef", "fieldRef"))
         if len(source) != 1:
             raise WorkloadError(place, "must be one of configMapKeyRef, fieldRef")
         if "fieldRef" in source:
-            path = _fields(source["fieldRef"], place, ("fieldPath", "apiVersion")).get("fieldPath")
-            if path != "metadata.name":
-                raise WorkloadError(f"{place}.fieldRef", "only metadata.name is supported")
-            return self.name
+            return self._field(_fields(source["fieldRef"], place, ("fieldPath", "apiVersion")), f"{place}.fieldRef")
         inside = f"{place}.configMapKeyRef"
         table = self._table(source["configMapKeyRef"], inside, ("name", "key", "optional"))
         entry = _fields(source["configMapKeyRef"], inside, ("name", "key", "optional"))

@@ -23,9 +23,25 @@ from typing import Any, Literal
 
 from casemate.contract.errors import WorkloadError
 
+WORKLOAD = "workload"
+"""The network of all containers, unless a compose file has more."""
+
 
 class Problems(list[WorkloadError]):
-    """What was refused so far: the host shows all of it, the machine stops at the first."""
+    """What was refused so far: the host shows all of it, the machine stops at the first.
+
+    ``notes`` are what is taken otherwise than its author may think; a machine says so and goes on.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.notes: list[WorkloadError] = []
+
+    def note(self, place: str, cause: str) -> None:
+        """Add a note, once."""
+        note = WorkloadError(place, cause)
+        if str(note) not in map(str, self.notes):
+            self.notes.append(note)
 
     @contextmanager
     def caught(self) -> Iterator[None]:
@@ -80,17 +96,27 @@ class Probe:
     headers: tuple[tuple[str, str], ...] = ()
 
 
+@dataclass(frozen=True, slots=True)
+class Network:
+    """A network of containers: the engine's name for it, options, and whether it is ``internal``, leading nowhere else."""
+
+    name: str
+    options: tuple[str, ...] = ()
+    internal: bool = False
+
+
 @dataclass(slots=True)
 class Service:
     """One container: the engine's options, its variables (they never stand in arguments), what it waits for.
 
     ``name`` is the author's, ``container`` the engine's. ``after`` has a condition by the name of another: ``service_started``,
     ``service_healthy``, ``service_completed_successfully``. ``mounts`` are the paths of the guest that it is given, of which
-    ``directories`` are made where they are missing. ``pod`` names the pod whose network it shares. One that ``holds_pod`` has no
-    image: it runs nothing, holds the network of its pod, and ends with the machine. Before ``startup`` has succeeded once,
-    nothing else is asked; ``ready`` is asked and told, and changes nothing. What of ``mounts`` stands in ``grouped`` is given to
-    ``group``, as a whole where ``regroup`` says so or its top is another's. One that is ``not_root`` starts only if its image
-    names a user by a number other than 0.
+    ``directories`` are made where they are missing. ``networks`` has options by the engine's name for each (``alias=…``,
+    ``ip=…``); without one it is the engine's own network, or what ``--network`` says. ``pod`` names the pod whose network it
+    shares. One that ``holds_pod`` has no image: it runs nothing, holds the network of its pod, and ends with the machine. Before
+    ``startup`` has succeeded once, nothing else is asked; ``ready`` is asked and told, and changes nothing. What of ``mounts``
+    stands in ``grouped`` is given to ``group``, as a whole where ``regroup`` says so or its top is another's. One that is
+    ``not_root`` starts only if its image names a user by a number other than 0.
     """
 
     name: str
@@ -102,6 +128,7 @@ class Service:
     after: dict[str, str] = field(default_factory=dict)
     directories: list[str] = field(default_factory=list)
     mounts: list[str] = field(default_factory=list)
+    networks: dict[str, tuple[str, ...]] = field(default_factory=dict)
     restart: Restart = Restart()
     health: Health | None = None
     startup: Health | None = None
@@ -122,6 +149,7 @@ class Workload:
     """
 
     services: list[Service] = field(default_factory=list)
+    networks: list[Network] = field(default_factory=list)
     files: dict[str, tuple[int, bytes]] = field(default_factory=dict, repr=False)
     directories: list[str] = field(default_factory=list)
 
@@ -223,6 +251,16 @@ def seconds(value: Any, place: str) -> float:
         raise WorkloadError(place, "write a duration such as 30s or 1m30s")
     hours, minutes, rest, thousandths = match.groups(default="0")
     return int(hours) * 3600 + int(minutes) * 60 + float(rest) + int(thousandths) / 1000
+
+
+def require_address(value: Any, place: str) -> None:
+    """Raise :class:`WorkloadError` unless it is an IP address."""
+    import ipaddress
+
+    try:
+        ipaddress.ip_address(value if isinstance(value, str) else "")
+    except ValueError:
+        raise WorkloadError(place, "must be an IP address") from None
 
 
 def variables(found: Mapping[str, str], place: str) -> dict[str, str]:

@@ -14,14 +14,14 @@ import stat
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from casemate.contract.archive import Archive, read_archive
 from casemate.contract.errors import ContractError
-from casemate.contract.workload import Health, Places, Probe, Problems, Service, Workload
+from casemate.contract.workload import Health, Network, Places, Probe, Problems, Service, Workload
 from casemate.guest import kernel, state
 from casemate.guest.report import Stop, say
 from casemate.guest.supervisor import Question, Supervisor
@@ -32,7 +32,7 @@ ARCHIVE = Path("/var/lib/casemate/workload")
 SCRATCH = Path("/var/lib/casemate/scratch")
 PAUSE = "/usr/bin/catatonit"
 HOLDERS = Path("/var/lib/casemate/holders")
-NETWORK = "workload"
+FIREWALL = "/usr/sbin/iptables"
 TOOLS = Path("/var/hyperprotect/tools")
 GRACE, STOP_PATIENCE = 5.0, 10
 LONGEST_LINE = 32_768
@@ -151,6 +151,8 @@ def understood(section: Mapping[str, Any], environment: Mapping[str, str]) -> tu
             workload = play.translate(manifests, environment, places, problems)
     except ContractError as error:
         raise Stop("HPL08002E", str(error)) from None
+    for note in problems.notes:
+        say("HPL08013W", str(note))
     for problem in problems:
         raise Stop("HPL08002E", str(problem)) if "compose" in section else Stop("HPL15000E", str(problem))
     for service in workload.services:
@@ -165,8 +167,7 @@ _EXITS = {125: "its options are not possible", 126: "its command can't be run", 
 class Podman:
     """The container engine. What it says of a failure is not told: it may quote a command, and with it a secret."""
 
-    def __init__(self, network: str | None) -> None:
-        self._network = network
+    def __init__(self) -> None:
         self._addresses: dict[str, str] = {}
 
     def start(self, service: Service) -> int | None:
@@ -174,7 +175,7 @@ class Podman:
 
         Its variables go by a file, and those that a line can't hold as secrets of the engine, kept in memory.
         """
-        options = list(service.options)
+        options = [with_own_address(option) for option in service.options]
         for path, place in prepare(service).items():
             options = [option.replace(f"--volume={path}:", f"--volume={place}:") for option in options]
         long = {name: text for name, text in service.environment.items() if not fits_a_line(text)}
@@ -190,10 +191,11 @@ class Podman:
                 raise Stop("HPL08004E", f"service {service.name}: the variable {name} can't be handed over") from None
             options.append(f"--secret={secret},type=env,target={name}")
         options += [f"--name={service.container}", f"--env-file={variables}"]
-        if self._network is not None and not any(option.startswith("--network=") for option in options):
-            options += [f"--network={self._network}", f"--network-alias={service.name}"]
+        options += [f"--network={name}:{','.join(more)}" for name, more in service.networks.items()]
         if service.not_root:
             self._require_user(service)
+        if service.health is not None and service.health.probe is None and not has_check(options):
+            self._require_check(service)
         what = self._holder(service) if service.holds_pod else ("--pull=never", service.image)
         try:
             podman(
@@ -217,6 +219,11 @@ class Podman:
             raise Stop(
                 "HPL08004E", f"service {service.name} must not run as root, and its image names no other user by number"
             )
+
+    def _require_check(self, service: Service) -> None:
+        """Refuse to ask an image's own health check where it has none: the container would never be healthy."""
+        if not podman("image", "inspect", "--format={{if .HealthCheck}}yes{{end}}", service.image).strip():
+            raise Stop("HPL08004E", f"service {service.name} has a health check without `test`, and its image has none")
 
     def start_again(self, service: Service) -> int | None:
         """Start a container that has ended, as it was made."""
@@ -260,7 +267,8 @@ class Podman:
         """Return the address of a container's pod; the engine is asked once."""
         pod = service.pod or service.name
         if pod not in self._addresses:
-            form = "--format={{range .NetworkSettings.Networks}}{{.IPAddress}} {{end}}"
+            networks = "{{range .NetworkSettings.Networks}}{{.IPAddress}} {{end}}"
+            form = f'--format={{{{if eq .HostConfig.NetworkMode "host"}}}}127.0.0.1 {{{{end}}}}{networks}'
             self._addresses[pod] = podman("inspect", form, f"{pod}-infra", timeout=60).split()[0]
         return self._addresses[pod]
 
@@ -362,6 +370,37 @@ def podman(*arguments: str, stdin: bytes = b"", timeout: float = 600) -> str:
     return state.call(PODMAN, *arguments, stdin=stdin, timeout=timeout, env=_ENGINE)
 
 
+def has_check(options: Iterable[str]) -> bool:
+    """Whether options say what a health check does."""
+    return any(option.startswith("--health-cmd=") for option in options)
+
+
+def with_own_address(option: str) -> str:
+    """Replace ``host-gateway`` by the machine's address, as others see it; asking the kernel for the way out sends nothing."""
+    if not (option.startswith("--add-host=") and option.endswith(":host-gateway")):
+        return option
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as way:
+        try:
+            way.connect(("192.0.2.1", 9))
+        except OSError:
+            raise Stop("HPL08004E", "the machine has no IPv4 address, which `host-gateway` asks for") from None
+        return option.replace(":host-gateway", f":{way.getsockname()[0]}")
+
+
+def make_network(network: Network) -> None:
+    """Have the engine make a network that others can't reach, and that, where it is internal, reaches nothing else."""
+    podman("network", "create", "--opt=isolate=true", *network.options, network.name)
+    if network.internal:
+        bridge = podman("network", "inspect", "--format={{.NetworkInterface}}", network.name).strip()
+        for from_it, to_it in (("-i", "-o"), ("-o", "-i")):
+            state.call(FIREWALL, "-t", "mangle", "-A", "FORWARD", from_it, bridge, "!", to_it, bridge, "-j", "DROP")
+
+
+def open_ports() -> None:
+    """Let every port of the machine be reached: a container has the machine's network, as its author wrote."""
+    state.call(FIREWALL, "-P", "INPUT", "ACCEPT")
+
+
 def fits_a_line(text: str) -> bool:
     """Whether a file of ``NAME=value`` lines can hold a value."""
     return "\n" not in text and "\r" not in text and len(text.encode()) <= LONGEST_LINE
@@ -408,10 +447,10 @@ def service() -> None:
     if any(str(TOOLS) in each.mounts for each in workload.services):
         offer_tools()
     pods = [each for each in workload.services if each.holds_pod]
-    network = None
-    if sum(each.pod is None for each in workload.services) > 1:
-        network = NETWORK
-        podman("network", "create", NETWORK)
+    for network in workload.networks:
+        make_network(network)
+    if any("--network=host" in each.options for each in workload.services):
+        open_ports()
     for directory in ("watchers", "secrets"):
         (state.RUN / directory).mkdir(mode=0o700)
     state.forget(state.SECTIONS)  # from here on workloads run, and none should find what it doesn't need
@@ -422,7 +461,7 @@ def service() -> None:
             say("HPL15004I", f"pod {pod.name} has been started")
         tell_ready(os.environ.pop("NOTIFY_SOCKET", None))
 
-    engine = Podman(network)
+    engine = Podman()
     supervisor = Supervisor(workload.services, engine, ready)
     signal.signal(signal.SIGTERM, lambda *_: supervisor.stop())
     if not supervisor.run():
