@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from casemate.contract import play
+from casemate.contract import pod as pod_module
 from casemate.contract.archive import write_archive
 from casemate.contract.document import rewrite
 from casemate.contract.errors import ImageError, WorkloadError
@@ -517,8 +518,8 @@ VALUES = st.recursive(
 
 
 @given(
-    st.dictionaries(st.sampled_from(play._CONTAINER), VALUES, max_size=5),
-    st.dictionaries(st.sampled_from(play._POD), VALUES, max_size=5),
+    st.dictionaries(st.sampled_from(pod_module._CONTAINER), VALUES, max_size=5),
+    st.dictionaries(st.sampled_from(pod_module._POD), VALUES, max_size=5),
     st.booleans(),
 )
 @settings(max_examples=600, deadline=None)

@@ -25,7 +25,7 @@ from casemate.contract.document import parse
 from casemate.contract.errors import ContractError, DocumentError, ImageError, printable
 
 if TYPE_CHECKING:
-    from casemate.contract.play import Manifest
+    from casemate.contract.pod import Manifest
 
 DEFAULT_REGISTRY = "docker.io"
 DEFAULT_AUTHS_KEY = "https://index.docker.io/v1/"

@@ -225,6 +225,21 @@ def only(value: Any, place: str, known: Iterable[str]) -> dict[str, Any]:
     return found
 
 
+def fields(value: Any, place: str, known: Iterable[str]) -> dict[str, Any]:
+    """Return an object with the names of its fields as Kubernetes writes them; what is null is not there."""
+    names = {name.lower(): name for name in known}
+    found: dict[str, Any] = {}
+    for key, item in mapped(value, place).items():
+        name = names.get(key.lower())
+        if name is None:
+            raise not_known(place, key, known)
+        if name in found:
+            raise WorkloadError(f"{place}.{name}", "stands twice")
+        if item is not None:
+            found[name] = item
+    return found
+
+
 def words(value: Any, place: str) -> list[str]:
     """Return the words of a command, given as a list or as a line."""
     try:
