@@ -46,6 +46,7 @@ services:
   lone:
     <<: *common
     networks: {other: {ipv4_address: 10.98.0.7}}
+    ports: ["8000:80"]
     command: [sh, -c, "mkdir /www; echo lone > /www/index.html; exec httpd -f -p 80 -h /www"]
   host:
     <<: *common
@@ -120,10 +121,12 @@ def test_those_on_one_network_reach_each_other_by_every_name(parts: Parts) -> No
     assert parts.db("wget -qO- http://api/") == parts.db("wget -qO- http://10.99.0.7/") == "page"
 
 
-def test_those_on_two_networks_do_not(parts: Parts) -> None:
-    assert parts.host("wget -T 4 -qO- http://10.98.0.7/") == "lone"
+def test_those_on_two_networks_do_not_but_by_a_published_port(parts: Parts) -> None:
+    gateway = parts.web("ip route | sed -n 's/default via \\([0-9.]*\\).*/\\1/p'")
+    assert parts.web(f"timeout 8 wget -qO- http://{gateway}:8000/") == "lone"
+    assert parts.host("timeout 8 wget -qO- http://10.98.0.7/") == "lone"
     for name in ("db", "api", "10.99.0.7", "lone", "10.98.0.7"):
-        assert parts.web(f"wget -T 4 -qO- http://{name}/ 2>/dev/null || echo none") == "none"
+        assert parts.web(f"timeout 8 wget -qO- http://{name}/ 2>/dev/null || echo none") == "none"
 
 
 def test_an_internal_network_leads_nowhere_else(parts: Parts, world: World) -> None:

@@ -14,7 +14,7 @@ import stat
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -387,13 +387,25 @@ def with_own_address(option: str) -> str:
         return option.replace(":host-gateway", f":{way.getsockname()[0]}")
 
 
-def make_network(network: Network) -> None:
-    """Have the engine make a network that others can't reach, and that, where it is internal, reaches nothing else."""
-    podman("network", "create", "--opt=isolate=true", *network.options, network.name)
-    if network.internal:
-        bridge = podman("network", "inspect", "--format={{.NetworkInterface}}", network.name).strip()
-        for from_it, to_it in (("-i", "-o"), ("-o", "-i")):
-            state.call(FIREWALL, "-t", "mangle", "-A", "FORWARD", from_it, bridge, "!", to_it, bridge, "-j", "DROP")
+def make_networks(networks: Sequence[Network]) -> None:
+    """Have the engine make networks that can't reach each other but by published ports; an internal one reaches nothing else.
+
+    The rules are ours, in a table that is asked before the engine's: its option ``isolate`` closes published ports too.
+    """
+    for network in networks:
+        podman("network", "create", *network.options, network.name)
+    if len(networks) < 2 and not any(network.internal for network in networks):
+        return
+    form = "--format={{.NetworkInterface}}"
+    bridges = {network: podman("network", "inspect", form, network.name).strip() for network in networks}
+    rules = []
+    for network, bridge in bridges.items():
+        rules += [
+            f"-i {bridge} -o {other} -m conntrack ! --ctstate DNAT" for other in bridges.values() if other != bridge
+        ]
+        rules += [f"-i {bridge} ! -o {bridge}", f"-o {bridge} ! -i {bridge}"] * network.internal
+    lines = "".join(f"-A FORWARD {rule} -j DROP\n" for rule in rules)
+    state.call(f"{FIREWALL}-restore", "--noflush", stdin=f"*mangle\n{lines}COMMIT\n".encode())
 
 
 def open_ports() -> None:
@@ -447,8 +459,7 @@ def service() -> None:
     if any(str(TOOLS) in each.mounts for each in workload.services):
         offer_tools()
     pods = [each for each in workload.services if each.holds_pod]
-    for network in workload.networks:
-        make_network(network)
+    make_networks(workload.networks)
     if any("--network=host" in each.options for each in workload.services):
         open_ports()
     for directory in ("watchers", "secrets"):
