@@ -168,6 +168,8 @@ def test_a_problem_of_the_workload_has_its_place(
         ("cacerts", [{"a": "AAAA"}, {"b": "AAAA"}], "env.cacerts", "at most one"),
         ("cacerts", [{"a": "AAAA"}], "env.cacerts[0].a", "neither PEM"),
         ("signingKey", "AAAA", "env.signingKey", "neither PEM"),
+        ("host-attestation", {"HKD-1": {"host-key-doc": "QUJD"}}, "env.host-attestation", "is not supported: "),
+        ("crypto-pt", {"lock": False}, "env.crypto-pt", "is not supported: "),
         ("signingkey", "AAAA", "env.signingkey", "did you mean signingKey?"),
         ("env", {"A": ["x"]}, "env.env.A", "must be text|be text"),
     ],

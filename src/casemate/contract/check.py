@@ -50,6 +50,10 @@ Section = Mapping[str, Any]
 _SYSTEM = re.compile(r"/(proc|sys|dev)(/.*)?")  # others are names only: a volume lies elsewhere
 
 _NOT_YET = ("uv-secret-id", "uv-previous-secret-id", "grep11")
+_NOT_HERE = {
+    "host-attestation": "no machine here asks for its host's key; make images for the hosts that you trust",
+    "crypto-pt": "no machine here has a crypto card",
+}
 _PEM_KINDS = {
     "server": ("CERTIFICATE", "HPL01007E"),
     "cert": ("CERTIFICATE", "HPL01008E"),
@@ -86,6 +90,7 @@ def check_env(env: Section, *, now: datetime.datetime | None = None) -> list[Pro
     """Check an env section by itself."""
     return _with_rules(
         _form("env", env),
+        (Problem(f"env.{key}", f"is not supported: {why}") for key, why in _NOT_HERE.items() if key in env),
         _key_services(env),
         _anchors(env),
         _syslog(env, now),
