@@ -306,6 +306,7 @@ def test_what_is_no_port_is_refused(port: Any) -> None:
         ("/var/hyperprotect:/record", "/var/hyperprotect:/record:ro"),
         ("/var/hyperprotect/:/record:rw", "/var/hyperprotect:/record:ro"),
         ("/var/hyperprotect/se-version:/v", "/var/hyperprotect/se-version:/v:ro"),
+        ("/etc/machine-id:/var/lib/app/machine-id", "/etc/machine-id:/var/lib/app/machine-id:ro"),
         ("named:/n", "named:/n"),
         ({"type": "bind", "source": "./conf", "target": "/conf", "read_only": True}, "/w/archive/conf:/conf:ro"),
         ({"source": "named", "target": "/n"}, "named:/n"),

@@ -136,6 +136,8 @@ def test_a_compose_file_must_be_there_once() -> None:
         read_archive(encoded(tar(("a/docker-compose.yaml", b"")))).compose()
     with pytest.raises(ArchiveError, match="several"):
         read_archive(encoded(tar(COMPOSE, ("compose.yml", b"")))).compose()
+    copy = ("docker-compose.yml", COMPOSE[1])  # so is the simple contract in the original's documentation
+    assert read_archive(encoded(tar(copy, COMPOSE))).compose() == COMPOSE
 
 
 @given(data=st.binary(max_size=600))

@@ -37,13 +37,13 @@ class Archive:
     directories: tuple[str, ...] = ()
 
     def compose(self) -> tuple[str, bytes]:
-        """Return name and content of the compose file. Raises :class:`ArchiveError`: none, or more than one."""
+        """Return name and content of the compose file. Raises :class:`ArchiveError`: none, or several that differ."""
         found = [name for name in COMPOSE_NAMES if name in self.files]
         if more := [name for name in OVERRIDE_NAMES if name in self.files]:
             raise ArchiveError(f"a second compose file beside: {more[0]}", "write all services into the one")
         if not found:
             raise NoComposeError("no docker-compose.yaml at its top", "pack the directory that holds the compose file")
-        if len(found) > 1:
+        if len({self.files[name] for name in found}) > 1:
             raise ArchiveError(f"several compose files: {', '.join(found)}", "leave one")
         return found[0], self.files[found[0]]
 

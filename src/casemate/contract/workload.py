@@ -7,8 +7,8 @@ than its author wrote down is worse than one that doesn't start.
 Mounts: ``./path`` is a file of the archive, or, where it has none of this name, an empty directory beside its files; a path at
 or below a volume's mount point is that volume, and volumes whose mount points lie below a path are mounted with it;
 ``/var/hyperprotect`` is the public record, read-only, and below it ``tools`` the guest's root as it is in the public archive,
-read-only; every other absolute path is a directory on the encrypted root that is made empty for the workload. No other path of
-the guest can be reached.
+read-only; ``/etc/machine-id`` is the guest's own, read-only; every other absolute path is a directory on the encrypted root
+that is made empty for the workload. No other path of the guest can be reached.
 """
 
 from __future__ import annotations
@@ -333,7 +333,7 @@ def _source(made: Service, source: str, place: str, places: Places) -> tuple[str
             if path != point:
                 made.directories.append(inside)
             return inside, False
-    if path == "/var/hyperprotect" or path.startswith("/var/hyperprotect/"):
+    if path in ("/var/hyperprotect", "/etc/machine-id") or path.startswith("/var/hyperprotect/"):
         return path, True
     if _SYSTEM.match(path):
         raise WorkloadError(place, "a directory of the system can't be mounted")
