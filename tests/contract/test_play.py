@@ -237,6 +237,9 @@ def test_what_is_not_understood_is_refused_with_its_place(container: dict[str, A
         ({"affinity": {"nodeAffinity": {}}}, "spec.affinity: not supported unless empty"),
         ({"affinity": []}, "spec.affinity: not supported unless empty"),
         ({"volumes": [{"name": "a", "hostPath": {"path": "/mnt", "type": "Socket"}}]}, "type"),
+        ({"volumes": [{"name": "a", "hostPath": {"path": "/etc", "type": "CharDevice"}}]}, "below /dev"),
+        ({"volumes": [{"name": "a", "hostPath": {"path": "/dev/../etc", "type": "BlockDevice"}}]}, "below /dev"),
+        ({"volumes": [{"name": "../a", "emptyDir": {}}]}, "volumes[0].name"),
         ({"volumes": [{"name": "a", "emptyDir": {}}, {"name": "a", "emptyDir": {}}]}, "stands twice"),
         ({"volumes": [{"name": "a", "configMap": {"name": "none"}}]}, "there is no ConfigMap"),
         ({"initContainers": [{"name": "a", "image": IMAGE, "restartPolicy": "Always"}]}, "restartPolicy"),
@@ -302,6 +305,33 @@ def test_where_a_host_path_leads(path: str, option: str) -> None:
         pod({"volumeMounts": [{"name": "v", "mountPath": "/x"}]}, volumes=[{"name": "v", "hostPath": {"path": path}}])
     )
     assert own(made) == [f"--volume={option}"] and made.mounts == [option.split(":")[0]]
+
+
+def test_names_and_mount_options_are_podmans() -> None:
+    """So write the public contracts of the Offline Signing Orchestrator and the tutorials of Hyper Protect."""
+    mounts = [
+        {"name": "my_vol", "mountPath": "/x:Z,ro"},
+        {"name": "card", "mountPath": "/dev/z90crypt"},
+        {"name": "card", "mountPath": "/dev/card", "readOnly": True},
+    ]
+    volumes = [
+        {"name": "my_vol", "hostPath": {"path": "/mnt/data"}},
+        {"name": "card", "hostPath": {"path": "/dev/z90crypt", "type": "CharDevice"}},
+    ]
+    found = pod({"name": "my_app", "volumeMounts": mounts}, volumes=volumes, securityContext={"privileged": False})
+    made = main(found)
+    assert made.container == "web-my_app"
+    devices = ["--device=/dev/z90crypt:/dev/z90crypt", "--device=/dev/z90crypt:/dev/card:r"]
+    assert own(made) == ["--volume=/var/volumes/data:/x:ro", *devices]
+
+
+def test_what_podman_passes_over_in_pods_is_noted() -> None:
+    mounted = {"volumeMounts": [{"name": "v", "mountPath": "/x:Z,U"}]}
+    found = pod(mounted, volumes=[{"name": "v", "emptyDir": {}}], securityContext={"privileged": True})
+    manifests, problems = play.read_play({"resources": [found]}, {})
+    made = play.translate(manifests, {}, PLACES, problems).services[-1]
+    assert own(made) == ["--volume=web-v:/x"] and problems == []
+    assert [each.where.rpartition(".")[2] for each in problems.notes] == ["privileged", "mountPath"]
 
 
 @pytest.mark.parametrize("path", ["/", "/etc", "/run/casemate", "../x", "/var/lib/casemate", "/mnt/data/../../proc"])

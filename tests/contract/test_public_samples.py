@@ -385,6 +385,35 @@ networks: {default: }
         {"images": {}, "volumes": {"vault_vol": {"mount": "/mnt/data", "seed": SEED}}},
         {"volumes": {"vault_vol": {"seed": SEED}}, "cacerts": [{"certificate": "CERTIFICATE ENCODED"}]},
     ),
+    "contracts/backend, a pod": Sample(
+        {
+            "play.yml": """
+apiVersion: v1
+kind: Pod
+metadata: {name: backend-pod}
+spec:
+  containers:
+    - name: backend_plugin_app
+      image: IMAGE
+      command: [start-component]
+      envFrom: [{configMapRef: {name: contract.config.map, optional: false}}]
+      env: [{name: app__name, value: "backend_plugin_app"}]
+      volumeMounts: [{mountPath: /data, name: vault_vol}]
+    - name: ep11server
+      image: IMAGE
+      securityContext: {runAsUser: 0, privileged: true}
+      ports: [{containerPort: 9876, hostPort: 9876}]
+      volumeMounts: [{mountPath: /cfg, name: srv1-volume}, {name: z90crypt, mountPath: /dev/z90crypt}]
+  volumes:
+    - {hostPath: {path: /data, type: Directory}, name: vault_vol}
+    - {hostPath: {path: ./srv1, type: Directory}, name: srv1-volume}
+    - {name: z90crypt, hostPath: {path: /dev/z90crypt, type: CharDevice}}
+""",
+            "srv1/server.yaml": "",
+        },
+        {"volumes": {"vault_vol": {"mount": "/data", "seed": SEED}}},
+        {"volumes": {"vault_vol": {"seed": SEED}}, "env": {"certs__ca": "c"}},
+    ),
     # IBM/dap-blueprint
     "terraform/compose_templates": Sample(
         compose("""
@@ -401,6 +430,28 @@ services:
     environment: {MONGO_MAJOR: 7.0}
 """),
         env={"env": {"SSH_PORT": "2222", "PORT": "5001"}},
+    ),
+    # IBM/hyper-protect-tutorials
+    "configuration-files/vault-workload.yaml": Sample(
+        {
+            "pod.yml": """
+apiVersion: v1
+kind: Pod
+metadata: {name: vault}
+spec:
+  securityContext: {privileged: false}
+  containers:
+    - name: vault
+      image: IMAGE
+      securityContext: {privileged: false}
+      volumeMounts: [{name: data, mountPath: "/vault/data:Z"}]
+      ports: [{containerPort: 8200, hostPort: 8200}]
+  volumes: [{name: data, hostPath: {path: /mnt/data, type: DirectoryOrCreate}}]
+  restartPolicy: Never
+"""
+        },
+        {"volumes": {"test": {"mount": "/mnt/data", "seed": SEED}}},
+        {"volumes": {"test": {"seed": SEED}}},
     ),
     # MetacoSA/terraform
     "deployments/ibm/LinuxONE/notary": Sample(

@@ -11,7 +11,7 @@ from typing import Any
 from casemate.contract import podkeys
 from casemate.contract.errors import ContractError, WorkloadError
 from casemate.contract.images import OPEN, Open
-from casemate.contract.podvolumes import LABEL, Volumes, label
+from casemate.contract.podvolumes import Volumes, label
 from casemate.contract.workload import (
     NAME,
     Places,
@@ -148,7 +148,7 @@ class Pod:
                 for name in listed(alias.get("hostnames"), f"{where}.hostAliases"):
                     made.options.append(f"--add-host={plain(name, where)}:{plain(alias.get('ip'), where)}")
         with self.problems.caught():
-            security = podkeys.pod_security(spec.get("securityContext"), f"{where}.securityContext")
+            security = podkeys.pod_security(spec.get("securityContext"), f"{where}.securityContext", self.problems)
             for item in listed(security.get("sysctls", []), f"{where}.securityContext.sysctls"):
                 pair = fields(item, f"{where}.securityContext.sysctls", ("name", "value"))
                 made.options.append(f"--sysctl={plain(pair.get('name'), where)}={plain(pair.get('value'), where)}")
@@ -221,8 +221,8 @@ class Pod:
     ) -> Service:
         given = fields(item, where, _CONTAINER)
         name = given.get("name")
-        if not isinstance(name, str) or not LABEL.fullmatch(name):
-            raise WorkloadError(f"{where}.name", "small letters, digits and - only, at most 63")
+        if not isinstance(name, str) or not NAME.fullmatch(name):  # as podman has them; Kubernetes' are fewer
+            raise WorkloadError(f"{where}.name", "letters, digits, _ . and - only, at most 64")
         made = Service(f"{self.name}/{name}", self._taken(f"{self.name}-{name}", where), self._image(given))
         if not NAME.fullmatch(made.container):
             raise WorkloadError(f"{where}.name", "is too long, together with the pod's")
@@ -251,7 +251,8 @@ class Pod:
             for key, option in (("tty", "--tty"), ("stdin", "--interactive")):
                 made.options += [option] * flag(given.get(key, False), f"{where}.{key}")
         with caught():
-            pods = podkeys.pod_security(spec.get("securityContext"), f"{self.manifest.place}.spec.securityContext")
+            place = f"{self.manifest.place}.spec.securityContext"
+            pods = podkeys.pod_security(spec.get("securityContext"), place, self.problems)
             podkeys.security(made, given.get("securityContext"), f"{where}.securityContext", pods)
         with caught():
             podkeys.limits(made, given.get("resources"), f"{where}.resources")
@@ -260,7 +261,7 @@ class Pod:
                 self._port(port, f"{where}.ports[{number}]")
         for number, entry in enumerate(listed(given.get("volumeMounts", []), f"{where}.volumeMounts")):
             with caught():
-                volumes.mount(made, entry, f"{where}.volumeMounts[{number}]")
+                volumes.mount(made, entry, f"{where}.volumeMounts[{number}]", self.problems)
         for key in podkeys.PROBES:
             with caught():
                 if key in given:

@@ -10,6 +10,7 @@ from casemate.contract.errors import WorkloadError
 from casemate.contract.workload import (
     Health,
     Probe,
+    Problems,
     Service,
     fields,
     flag,
@@ -28,13 +29,16 @@ _SECURITY = (
 )
 _POD_SECURITY = (
     *("runAsUser", "runAsGroup", "runAsNonRoot", "supplementalGroups", "sysctls", "seccompProfile"),
-    *("fsGroup", "fsGroupChangePolicy"),
+    *("fsGroup", "fsGroupChangePolicy", "privileged"),
 )
 
 
-def pod_security(value: Any, place: str) -> dict[str, Any]:
+def pod_security(value: Any, place: str, problems: Problems) -> dict[str, Any]:
     """Return the ``securityContext`` of a pod, which counts beneath those of its containers."""
-    return fields(value, place, _POD_SECURITY)
+    found = fields(value, place, _POD_SECURITY)
+    if flag(found.pop("privileged", False), f"{place}.privileged"):
+        problems.note(f"{place}.privileged", "is passed over, as podman does: containers are privileged, not pods")
+    return found
 
 
 def security(made: Service, value: Any, place: str, pods: Mapping[str, Any]) -> None:

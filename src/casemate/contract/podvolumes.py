@@ -10,6 +10,7 @@ from typing import Any
 
 from casemate.contract.errors import WorkloadError
 from casemate.contract.workload import (
+    NAME,
     Places,
     Problems,
     Service,
@@ -24,6 +25,8 @@ from casemate.contract.workload import (
 )
 
 LABEL = re.compile(r"[a-z0-9]([a-z0-9.-]{0,61}[a-z0-9])?")
+_DEVICES = ("CharDevice", "BlockDevice")
+_DEVICE = re.compile(r"/dev(/[A-Za-z0-9_-][A-Za-z0-9_.-]*)+")
 _PLAIN_MODES = {0o644, 644, 0o444, 444, 0o400, 400, 0o600, 600, 0o640, 640}
 _PROGRAM_MODES = {0o755, 755, 0o555, 555, 0o777, 777, 0o500, 500, 0o700, 700}
 """Modes of files, in octal as people write them (``0755``), and as the decimal number that JSON needs."""
@@ -57,37 +60,41 @@ class Volumes:
                 if isinstance(item, dict) and "persistentVolumeClaim" in item:
                     raise WorkloadError(place, "a volume of the contract is mounted by hostPath at its mount point")
                 entry = fields(item, place, known)
-                name = label(entry.pop("name", None), f"{place}.name", problems)
+                name = entry.pop("name", None)
+                if not isinstance(name, str) or not NAME.fullmatch(name):
+                    raise WorkloadError(f"{place}.name", "letters, digits, _ . and - only, at most 64")
                 if name in self.sources:
                     raise WorkloadError(f"{place}.name", "stands twice")
                 if len(entry) > 1 or not isinstance(item, dict) or len(item) < 2:
                     raise WorkloadError(place, f"must be one of {', '.join(known[1:])}")
                 kind = next(iter(entry), "emptyDir")  # `emptyDir:` with nothing behind it
-                self.sources[name] = (kind, self._source(kind, name, entry.get(kind), f"{place}.{kind}"))
+                self.sources[name] = self._source(kind, name, entry.get(kind), f"{place}.{kind}")
 
-    def _source(self, kind: str, name: str, value: Any, place: str) -> Any:
-        """Return a path for the mounts of a volume, or the name of one of the engine's."""
+    def _source(self, kind: str, name: str, value: Any, place: str) -> tuple[str, Any]:
+        """Return the kind of a volume, and a path for its mounts, or the name of one of the engine's."""
         if kind == "emptyDir":
             medium = fields(value, place, ("medium", "sizeLimit")).get("medium", "")
             if medium not in ("", "Memory"):
                 raise WorkloadError(place, "medium is Memory, or not given")
-            return f"{self.pod}-{name}"
+            return kind, f"{self.pod}-{name}"
         if kind == "hostPath":
             entry = fields(value, place, ("path", "type"))
             path, must = plain(entry.get("path"), f"{place}.path"), entry.get("type", "")
-            if must not in ("", "Directory", "DirectoryOrCreate", "File"):
-                raise WorkloadError(f"{place}.type", "must be Directory, DirectoryOrCreate or File")
+            if must not in ("", "Directory", "DirectoryOrCreate", "File", *_DEVICES):
+                raise WorkloadError(f"{place}.type", "must be Directory, DirectoryOrCreate, File or a device")
+            if must in _DEVICES and not _DEVICE.fullmatch(path):
+                raise WorkloadError(f"{place}.path", "a device lies below /dev")
             inside = posixpath.normpath(path)
             if must in ("Directory", "File") and not path.startswith("/") and inside != ".":
                 is_file = inside in self.places.files
                 is_directory = any(one.startswith(f"{inside}/") for one in self.places.files)
                 if not (is_file if must == "File" else is_directory):
                     raise WorkloadError(f"{place}.path", f"the archive has no such {must.lower()}")
-            return path
+            return ("device" if must in _DEVICES else kind), path
         entry = fields(value, place, ("name", "items", "defaultMode", "optional"))
         reference = {key: item for key, item in entry.items() if key in ("name", "optional")}
         table = self.table(reference, place, ("name", "optional"))
-        return self._config_files(name, entry, table, place)
+        return kind, self._config_files(name, entry, table, place)
 
     def _config_files(self, name: str, entry: Mapping[str, Any], table: Mapping[str, bytes], place: str) -> str:
         """Have the keys of a ConfigMap written as files; return their directory."""
@@ -109,18 +116,28 @@ class Volumes:
         self.workload.directories.append(directory)
         return directory
 
-    def mount(self, made: Service, value: Any, place: str) -> None:
-        """Mount one of them in a container."""
+    def mount(self, made: Service, value: Any, place: str, problems: Problems) -> None:
+        """Mount one of them in a container. As with podman, options may stand behind the path and a colon."""
         entry = fields(value, place, ("name", "mountPath", "readOnly", "subPath", "mountPropagation"))
-        name, target = plain(entry.get("name"), place), plain(entry.get("mountPath"), place)
-        read_only = flag(entry.get("readOnly", False), f"{place}.readOnly")
+        name = plain(entry.get("name"), place)
+        target, _, text = plain(entry.get("mountPath"), place).partition(":")
+        words = {word for word in text.split(",") if word}
+        if words - {"z", "Z", "rw", "ro", "U"}:
+            raise WorkloadError(f"{place}.mountPath", "options behind the path are ro, rw, z, Z and U")
+        if "U" in words:
+            problems.note(f"{place}.mountPath", "U is passed over: the owners of what is mounted stay")
+        read_only = flag(entry.get("readOnly", False), f"{place}.readOnly") or "ro" in words
         below = posixpath.normpath(plain(entry.get("subPath") or ".", f"{place}.subPath"))
         if below.startswith(("/", "..")) or entry.get("mountPropagation", "None") != "None":
             raise WorkloadError(place, "a subPath stays below its volume, mountPropagation is None")
         if name not in self.sources:
             raise WorkloadError(f"{place}.name", "the Pod has no volume of this name")
         kind, source = self.sources[name]
-        if kind == "emptyDir":
+        if kind == "device":
+            if below != "." or not _DEVICE.fullmatch(target):
+                raise WorkloadError(place, "a device is given below /dev, and has no subPath")
+            made.options.append(f"--device={source}:{target}{':r' * read_only}")
+        elif kind == "emptyDir":
             if below != ".":
                 raise WorkloadError(f"{place}.subPath", "not supported for emptyDir")
             if made.group is None:
