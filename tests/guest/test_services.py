@@ -7,6 +7,7 @@ import datetime
 import gzip
 import json
 import os
+import re
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -42,7 +43,7 @@ POD = f"""
 apiVersion: v1
 kind: Pod
 metadata: {{name: db}}
-spec: {{hostNetwork: true, containers: [{{name: db, image: 'r.example.com/db@{DIGEST}'}}]}}
+spec: {{hostNetwork: perhaps, containers: [{{name: db, image: 'r.example.com/db@{DIGEST}'}}]}}
 """
 Section = dict[str, Any]
 
@@ -535,12 +536,21 @@ env >> {guest}/environment
         "CARRIAGE": "geheim four\r",
         "BIG": "geheim" * 9999,
     }
-    container.Podman("net").start(Service("app", "app", "image", command=["run"], environment=variables))
+    container.Podman().start(
+        Service(
+            "app",
+            "app",
+            "image",
+            command=["run"],
+            environment=variables,
+            networks={"workload": ("alias=app", "ip=10.0.0.7")},
+        )
+    )
     arguments = (guest / "arguments").read_text()
     assert "geheim" not in arguments + (guest / "environment").read_text()
     assert {
         *("--secret=app-0,type=env,target=LONG", "--secret=app-1,type=env,target=CARRIAGE", "--name=app"),
-        *("--secret=app-2,type=env,target=BIG", "--network-alias=app", "run", "--pull=never"),
+        *("--secret=app-2,type=env,target=BIG", "--network=workload:alias=app,ip=10.0.0.7", "run", "--pull=never"),
     } <= set(arguments.splitlines())
     assert (guest / "file").read_text() == "SHORT=geheim one\n"
     assert (guest / "secrets").read_bytes() == b"geheim two\nthreegeheim four\r" + b"geheim" * 9999
@@ -611,6 +621,22 @@ def test_a_program_that_fails_hangs_or_floods_is_told_in_few_words() -> None:
     with pytest.raises(OSError) as error:
         state.call("sh", "-c", "yes x | head -c 100000 >&2; exit 1")
     assert len(str(error.value)) < 700
+
+
+def test_the_reason_of_a_stop_reaches_the_console_by_itself(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked: list[object] = []
+    monkeypatch.setattr(catch.subprocess, "run", lambda words, **_: asked.append(words))
+    monkeypatch.setattr(catch.time, "sleep", asked.append)
+    monkeypatch.setattr(catch, "failed", lambda: "hpl-image")
+    for console in (tmp_path / "console", tmp_path / "none" / "console"):  # without a console it stops all the same
+        monkeypatch.setattr(catch, "CONSOLE", console)
+        catch.service()
+        assert "HPL10000E: Service failed -> hpl-image" in capsys.readouterr().err
+    line = (tmp_path / "console").read_text()
+    assert re.fullmatch(r"\[ *\d+\.\d{6}\] hpl-catch\[\d+\]: HPL10000E: Service failed -> hpl-image: .*\n", line)
+    assert asked.count(catch.GRACE) == 2 and asked[-1] == ["/usr/bin/systemctl", "--no-block", "poweroff"]
 
 
 def test_the_services_that_failed_are_named_and_nothing_else_is_said(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import time
+from contextlib import suppress
+from pathlib import Path
 
 from casemate.guest.report import say
+
+CONSOLE = Path("/dev/console")
 
 UNFORESEEN = "HPL10000E"
 GRACE = 5.0
@@ -35,6 +40,9 @@ def failed() -> str:
 
 def service() -> None:
     """Say which service failed; wait; power off."""
-    say("HPL10000E", f"Service failed -> {failed()}: the machine stops in {GRACE:.0f} seconds.")
+    reason = f"Service failed -> {failed()}: the machine stops in {GRACE:.0f} seconds."
+    with suppress(OSError), CONSOLE.open("w") as console:  # not by way of the journal, which may be what failed
+        console.write(f"[{time.monotonic():12.6f}] hpl-catch[{os.getpid()}]: HPL10000E: {reason}\n")
+    say("HPL10000E", reason)
     time.sleep(GRACE)
     subprocess.run(["/usr/bin/systemctl", "--no-block", "poweroff"], check=True)  # else the unit's FailureAction
