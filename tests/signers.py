@@ -53,6 +53,8 @@ class Door:
     asked: list[str] = field(default_factory=list)
     away: dict[str, float] = field(default_factory=dict)
     """By the beginning of a path: after how many seconds the connection is ended without an answer."""
+    pace: int | None = None
+    """How many bytes of an answer's content are sent in a second."""
 
     @classmethod
     @contextlib.contextmanager
@@ -206,8 +208,13 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_header("X-Registry-Supports-Signatures", "1")
         self.send_header("Content-Length", length or str(len(content)))
         self.end_headers()
-        if self.command != "HEAD":
-            self.wfile.write(content)
+        if self.command == "HEAD":
+            return
+        piece = self.door.pace or len(content)
+        for start in range(0, len(content), max(1, piece)):
+            self.wfile.write(content[start : start + piece])
+            if self.door.pace:
+                time.sleep(1)
 
     def log_message(self, *_: object) -> None:
         pass

@@ -9,7 +9,10 @@ import base64
 import datetime
 import hashlib
 import json
+import os
 import shutil
+import socket
+import tarfile
 import tempfile
 import threading
 import time
@@ -46,9 +49,9 @@ class Layout:
     size: int
 
 
-def layout(directory: Path, content: str) -> Layout:
+def layout(directory: Path, content: str, layer: bytes = b"\0" * 10240) -> Layout:
     recipe = images.Recipe(name="tiny", packages=(), paths=(), config={"Cmd": [content]})
-    images._write_layout(directory, b"\0" * 10240, recipe)
+    images._write_layout(directory, layer, recipe)
     digest = images.digest(directory)
     return Layout(directory, digest, (directory / "blobs/sha256" / digest[7:]).stat().st_size)
 
@@ -357,6 +360,46 @@ def test_a_registry_that_ends_or_hangs_at_any_stage_is_the_reason_of_a_stop_in_t
         assert "did not end within" in stop.value.detail
     assert time.monotonic() - begun < 20
     assert around.door.registry.password not in str(stop.value)
+
+
+@pytest.mark.parametrize("stage", ["", "/v2/", "/v2/away/app/manifests/", "/v2/away/app/blobs/"])
+def test_a_registry_that_takes_connections_and_is_silent_is_given_up_early(
+    engine: Path, around: Around, stage: str
+) -> None:
+    around.door.push(around.good.path, "away/app:1")
+    name = f"{around.door.here}/away/app@{around.good.digest}"
+    with socket.create_server(("127.0.0.1", 0)) as mute:  # the first does not even answer to the handshake
+        if stage:
+            around.door.away[stage] = 60.0
+        else:
+            name = name.replace(str(around.door.port), str(mute.getsockname()[1]))
+        found = admit(name, {})
+        begun = time.monotonic()
+        try:
+            with pytest.raises(Stop) as stop:
+                image.pull(**found, silence=3.0)
+        finally:
+            around.door.away.clear()
+    text = f"{name} can't be pulled: the registry has not answered for 3 seconds"
+    assert str(stop.value) == f"HPL06004E: {text}" and 3 < time.monotonic() - begun < 20
+    commands = [path.read_bytes() for path in Path("/proc").glob("[0-9]*/cmdline") if path.exists()]
+    assert not any(str(engine).encode() in command for command in commands)
+
+
+def test_a_slow_registry_is_waited_for(engine: Path, around: Around, tmp_path: Path) -> None:
+    file = tarfile.TarInfo("file")
+    file.size = 24 << 10
+    layer = file.tobuf() + os.urandom(file.size) + bytes(10240)
+    slow = layout(tmp_path / "slow", "slow", layer)
+    around.door.push(slow.path, "slow/app:1")
+    found = admit(f"{around.door.here}/slow/app@{slow.digest}", {})
+    around.door.pace = 2 << 10
+    begun = time.monotonic()
+    try:
+        image.pull(**found, silence=3.0)
+    finally:
+        around.door.pace = None
+    assert time.monotonic() - begun > 10
 
 
 def test_a_registry_that_stumbles_is_asked_again(engine: Path, around: Around) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import socket
 import ssl
 import threading
 import time
@@ -22,9 +23,14 @@ LOGIN = base64.b64encode(b"user:geheim").decode()
 
 
 class Site:
-    """A server whose answers are a function of path and headers; it keeps what it was asked."""
+    """A server whose answers are a function of path and headers; it keeps what it was asked.
 
-    def __init__(self, authority: Authority, directory: Path, answer: Callable[[str, dict[str, str]], Answer]) -> None:
+    ``drip``: so many seconds pass between two bytes that it sends.
+    """
+
+    def __init__(
+        self, authority: Authority, directory: Path, answer: Callable[[str, dict[str, str]], Answer], drip: float = 0.0
+    ) -> None:
         identity = authority.server(("127.0.0.1", "localhost"))
         pem = directory / f"site-{len(list(directory.iterdir()))}.pem"
         pem.write_bytes(identity.certificate + identity.key)
@@ -36,12 +42,12 @@ class Site:
                 headers = {name.lower(): value for name, value in self.headers.items()}
                 site.asked.append((self.path, headers.get("authorization", "")))
                 status, more, content = answer(self.path, headers)
-                self.send_response(status)
-                for name, value in more.items():
-                    self.send_header(name, value)
-                self.end_headers()
+                lines = "".join(f"{name}: {value}\r\n" for name, value in more.items())
+                sent = f"HTTP/1.1 {status} so\r\n{lines}\r\n".encode() + content
                 with contextlib.suppress(OSError):
-                    self.wfile.write(content)
+                    for start in range(0, len(sent), 1 if drip else len(sent)):
+                        self.wfile.write(sent[start : start + (1 if drip else len(sent))])
+                        time.sleep(drip)
 
             def log_message(self, *_: object) -> None:
                 pass
@@ -70,8 +76,8 @@ def authority() -> Authority:
 def site(tmp_path: Path, authority: Authority) -> Iterator[Callable[..., Site]]:
     made: list[Site] = []
 
-    def make(answer: Callable[[str, dict[str, str]], Answer]) -> Site:
-        made.append(Site(authority, tmp_path, answer))
+    def make(answer: Callable[[str, dict[str, str]], Answer], drip: float = 0.0) -> Site:
+        made.append(Site(authority, tmp_path, answer, drip))
         return made[-1]
 
     yield make
@@ -211,11 +217,23 @@ def test_an_impostor_is_not_asked(site: Callable[..., Site], authority: Authorit
 def test_a_server_that_drips_is_given_up(
     site: Callable[..., Site], authority: Authority, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(web, "TOTAL", 0.0)
-    monkeypatch.setattr(web, "ATTEMPTS", 1)
-    one = site(lambda path, headers: (200, {}, b"x"))
-    with pytest.raises(WebError, match="too slowly"):
-        server(authority, one).get("/a", 10)
+    monkeypatch.setattr(web, "TOTAL", 2.0)
+    begun = time.monotonic()
+    for answer in ((200, {f"X-{number}": "x" for number in range(50)}, b"x"), (200, {}, b"x" * 50)):
+        one = site(lambda path, headers, answer=answer: answer, drip=0.2)
+        with pytest.raises(WebError, match="does not answer in time"):
+            server(authority, one).get("/a", 100)
+    assert time.monotonic() - begun < 12
+
+
+def test_a_server_that_is_silent_is_given_up(authority: Authority, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(web, "PATIENCE", 0.5)
+    with socket.create_server(("127.0.0.1", 0)) as mute:
+        one = Server(f"127.0.0.1:{mute.getsockname()[1]}", "r.example.com", {}, web.context([]))
+        begun = time.monotonic()
+        with pytest.raises(WebError, match="does not answer in time"):
+            one.get("/a", 100)
+    assert time.monotonic() - begun < 12
 
 
 @pytest.mark.parametrize("token", [b"", b"{}", b"[]", b'{"token": 5}', b'{"token": "a\\r\\nHost: evil"}', b"[" * 60000])

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import base64
 import signal
+import socket
 import subprocess
+import threading
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
 
@@ -125,6 +128,29 @@ def test_nobody_at_the_port_stops(tmp_path: Path, authority: Authority) -> None:
         port = logs.port
     with pytest.raises(Stop, match=r"HPL01011E.*can't be reached"):
         probe(HOST, port, str(directory))
+
+
+@pytest.mark.parametrize("drip", [b"", b"\x16\x03\x03\x40\x00" + bytes(200)])
+def test_a_backend_that_takes_connections_and_is_silent_or_drips_stops(
+    tmp_path: Path, authority: Authority, monkeypatch: pytest.MonkeyPatch, drip: bytes
+) -> None:
+    monkeypatch.setattr(guest_logging, "PATIENCE", 2.0)
+    directory = files(tmp_path / "guest", authority, authority.client("guest"))
+    with socket.create_server((HOST, 0)) as mute:
+
+        def speak() -> None:
+            peer, _ = mute.accept()
+            with peer, suppress(OSError):
+                for byte in drip:
+                    peer.sendall(bytes([byte]))
+                    time.sleep(0.2)
+                peer.recv(1 << 16, socket.MSG_WAITALL)
+
+        threading.Thread(target=speak, daemon=True).start()
+        begun = time.monotonic()
+        with pytest.raises(Stop, match=r"HPL01011E.*can't be reached"):
+            probe(HOST, mute.getsockname()[1], str(directory))
+    assert time.monotonic() - begun < 6
 
 
 def test_rsyslog_compares_common_name_and_dns_names_only() -> None:

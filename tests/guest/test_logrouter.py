@@ -298,9 +298,12 @@ def test_answers_without_end_are_left(router: Router, logs: CloudLogs, monkeypat
     def nothing(request: http.server.BaseHTTPRequestHandler) -> None:
         request.connection.shutdown(socket.SHUT_RDWR)
 
+    def silence(request: http.server.BaseHTTPRequestHandler) -> None:
+        time.sleep(3)
+
     start = time.monotonic()
-    logs.answers.extend([endless_headers, drop_by_drop, nonsense, nothing])
-    assert delivered(router, "x") == [1, 2, 4, 8]
+    logs.answers.extend([endless_headers, drop_by_drop, nonsense, nothing, silence])
+    assert delivered(router, "x") == [1, 2, 4, 8, 16]
     logs.answers.append(endless_body)
     assert delivered(router, "y") == []  # its status was good, and the rest is not read
     logs.token_answer = endless_body

@@ -773,7 +773,7 @@ def test_one_key_of_many_volumes_is_asked_once_and_slow_services_take_no_more_th
     monkeypatch.setattr(keycheck, "BUDGET", -1.0)
     assert checked(capfd).count("HPL18001W") == 2
     unit = Path(keycheck.__file__).parent / "units/hpl-key-check.service"
-    assert "TimeoutStartSec=600" in unit.read_text()
+    assert "TimeoutStartSec=1200" in unit.read_text()
 
 
 # ------------------------------------------------------------------------------------------------- the small service

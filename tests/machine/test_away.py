@@ -1,10 +1,12 @@
 """What surrounds a machine goes away while it starts, or later: network, log backend. It ends with its reason, or goes on.
 
-The machine that goes on has a crowd: 20 volumes and 30 containers in 1 GiB. Beside it waits one that never gets a network.
+The machine that goes on has a crowd: 20 volumes and 30 containers in 1 GiB. Beside it wait one that never gets a network, and one
+whose registry never answers.
 """
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import re
@@ -19,6 +21,7 @@ from surroundings import PATIENCE, SHELL, World, shell
 from casemate.demo import parties
 from casemate.demo.services import LogServer, free_port
 from casemate.machine.machines import Data, Machine, Port, Specification, start, wait
+from signers import Door
 
 pytestmark = [pytest.mark.machines, pytest.mark.long]
 VOLUMES, CONTAINERS = (20, 30) if os.environ.get("CASEMATE_LONG") else (5, 8)
@@ -102,7 +105,28 @@ def lonely(world: World) -> Iterator[Machine]:
 
 
 @pytest.fixture(scope="module")
-def crowd(world: World, lonely: Machine, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Crowd]:
+def unanswered(world: World, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
+    """Its registry takes connections, and never answers."""
+    with Door.running(world.registry, tmp_path_factory.mktemp("door") / "door") as door:
+        door.away["/v2/"] = 2 * PATIENCE
+        workload, env = (
+            world.workload(SHELL.format(image=world.container.replace(world.registry.host, door.there))),
+            world.env(),
+        )
+        env["cacerts"] = [{"door": base64.b64encode(door.authority).decode()}]
+        data = world.data("unanswered")
+        machine = start(world.specification("t-away-registry", world.contract(workload, env), data=(data,)))
+        try:
+            yield machine
+            assert data.path.stat().st_blocks == 0
+        finally:
+            machine.down(0.0)
+
+
+@pytest.fixture(scope="module")
+def crowd(
+    world: World, lonely: Machine, unanswered: Machine, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Crowd]:
     """It starts while its log backend is away: from the moment at which logging was set up until the end of the start."""
     crowd = Crowd(world, tmp_path_factory.mktemp("crowd"))
     first = crowd.backend()
@@ -179,12 +203,16 @@ def test_a_machine_without_a_network_stops_after_a_minute(lonely: Machine) -> No
     assert ended(lonely).startswith("HPL14001E: the machine got no address within 60 seconds")
 
 
+def test_a_registry_that_never_answers_stops_the_machine_after_two_minutes(unanswered: Machine) -> None:
+    assert re.match("HPL06004E: .* the registry has not answered for 120 seconds$", ended(unanswered, 300))
+
+
 def test_a_network_that_is_cut_before_the_images_are_there_stops_the_machine(world: World) -> None:
     """The registry was reached when the network was checked, and is not when the images are pulled."""
     machine = start(world.specification("t-away-cut"))
     try:
         until(machine, "HPL01010I")
         plug(machine, connected=False)
-        assert ended(machine, 1700).startswith("HPL06004E")
+        assert ended(machine, 300).startswith("HPL06004E")
     finally:
         machine.down(0.0)

@@ -38,7 +38,7 @@ class Refused(Exception):
 
 
 @contextmanager
-def _deadline(seconds: float) -> Iterator[None]:
+def deadline(seconds: float) -> Iterator[None]:
     """Bound a whole conversation: a peer that sends a byte now and then would pass every timeout of a socket."""
 
     def over(_signal: int, _frame: object) -> None:
@@ -66,7 +66,7 @@ def ask(
     """Send one request; return at most ``want`` bytes of a good answer. Raises :class:`Refused` for all others."""
     try:
         connection = http.client.HTTPSConnection(host, port, timeout=CONVERSATION / 3, context=tls)
-        with _deadline(CONVERSATION):
+        with deadline(CONVERSATION):
             try:
                 sent = {"User-Agent": "casemate", "Connection": "close", **headers}
                 connection.request(method, path, body or None, sent)

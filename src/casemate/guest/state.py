@@ -91,8 +91,18 @@ def call(*command: str, stdin: bytes = b"", timeout: float = 600, env: dict[str,
             env={**ENVIRON, **(env or {})},
         )
     except subprocess.TimeoutExpired:
-        raise OSError(f"{command[0]} did not end within {timeout:.0f} seconds") from None
+        raise too_slow(command[0], timeout) from None
     if done.returncode:
-        said = " ".join(done.stderr.decode(errors="replace").split())[-600:]
-        raise OSError(f"{Path(command[0]).name} ended with {done.returncode}: {said or 'no word'}")
+        raise failure(command[0], done.returncode, done.stderr)
     return done.stdout.decode(errors="replace")
+
+
+def too_slow(program: str, seconds: float) -> OSError:
+    """Return the error of a program that takes too long."""
+    return OSError(f"{program} did not end within {seconds:.0f} seconds")
+
+
+def failure(program: str, code: int, stderr: bytes) -> OSError:
+    """Return the error of a program that failed, with the last lines of what it said."""
+    said = " ".join(stderr.decode(errors="replace").split())[-600:]
+    return OSError(f"{Path(program).name} ended with {code}: {said or 'no word'}")

@@ -17,8 +17,10 @@ import time
 from collections.abc import Iterable, Mapping
 from urllib.parse import urlencode, urljoin, urlsplit
 
-PATIENCE, TOTAL = 30.0, 300.0
-"""Seconds: for one answer of a server, and for all that is asked of it."""
+from casemate.guest.conversation import deadline
+
+PATIENCE, TOTAL = 30.0, 120.0
+"""Seconds: without a word of a server, and for all that is asked of it."""
 ATTEMPTS, MOST_HOPS = 3, 3
 LARGEST_TOKEN = 64 << 10
 _CHALLENGE = re.compile(r'([a-z]+)="([^"]*)"')
@@ -119,19 +121,18 @@ class Server:
             raise self._error("it sends to a place that is not HTTPS")
         connection = http.client.HTTPSConnection(parts.netloc, timeout=PATIENCE, context=self._tls)
         try:
-            connection.request("GET", parts.path + (f"?{parts.query}" if parts.query else ""), headers=dict(headers))
-            answer = connection.getresponse()
-            taken, size = [], 0
-            while answer.status == 200 and (part := answer.read1(min(64 << 10, limit + 1 - size))):
-                taken.append(part)
-                size += len(part)
-                if size > limit:
-                    raise self._error(f"it gives more than the {limit} bytes that are read")
-                if time.monotonic() > self._end:
-                    raise _Again("it answers too slowly")
-            return answer.status, answer.headers, b"".join(taken)
+            with deadline(max(0.001, self._end - time.monotonic())):
+                path = parts.path + (f"?{parts.query}" if parts.query else "")
+                connection.request("GET", path, headers=dict(headers))
+                answer = connection.getresponse()
+                body = answer.read(limit + 1) if answer.status == 200 else b""
+        except TimeoutError:
+            raise _Again("it does not answer in time") from None
         finally:
             connection.close()
+        if len(body) > limit:
+            raise self._error(f"it gives more than the {limit} bytes that are read")
+        return answer.status, answer.headers, body
 
     def _error(self, why: str) -> WebError:
         return WebError(f"{self._host}, asked about an image of {self._registry}: {why}")
