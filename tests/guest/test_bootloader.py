@@ -37,6 +37,25 @@ def test_only_a_host_name_becomes_the_host_name(meta_data: bytes, name: str) -> 
     assert bootloader.hostname(meta_data) == name
 
 
+@pytest.mark.parametrize(
+    ("said", "available", "taken"),
+    [
+        ("tsc: PIT calibration deviates from HPET: 488139 2595854", "tsc hpet acpi_pm", "hpet"),
+        ("tsc: PIT calibration deviates from PMTIMER: 488139 2595854", "tsc acpi_pm", "acpi_pm"),
+        ("tsc: PIT calibration deviates from PMTIMER: 488139 2595854", "tsc", "tsc"),
+        ("tsc: using HPET reference calibration", "tsc hpet acpi_pm", "tsc"),
+    ],
+)
+def test_a_counter_that_was_measured_on_a_busy_host_is_not_the_clock(
+    tmp_path: Path, said: str, available: str, taken: str
+) -> None:
+    (tmp_path / "kmsg").write_text(f"6,1,0,-;Linux\n4,2,0,-;{said}\n")
+    for name, text in (("available", available), ("current", "tsc")):
+        (tmp_path / f"{name}_clocksource").write_text(text)
+    kernel.mend_clock(tmp_path / "kmsg", tmp_path)
+    assert (tmp_path / "current_clocksource").read_text() == taken
+
+
 def test_keys_are_overwritten_and_gone(tmp_path: Path) -> None:
     keys = tmp_path / "keys"
     keys.mkdir()

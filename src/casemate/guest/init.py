@@ -21,6 +21,7 @@ def main() -> NoReturn:
         image = json.loads(IMAGE.read_bytes())
         kind = KINDS[image["kind"]]
         drivers = kernel.load_drivers(network=kind.network)
+        kernel.mend_clock()
         from casemate.guest import bootloader  # meanwhile
 
         kernel.finish(drivers, "modprobe")
