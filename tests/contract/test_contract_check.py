@@ -293,6 +293,29 @@ def test_certificates_of_the_log_backend_are_read_where_there_is_a_clock(env: Se
     assert places(check_env(change(good, "logging/syslog/server", damaged), now=NOW)) == ["env.logging.syslog.server"]
     authorities = change(good, "cacerts", [{"mine": base64.b64encode(damaged.encode()).decode()}])
     assert places(check_env(authorities, now=NOW)) == ["env.cacerts[0].mine"]
+    second = change(good, "logging/syslog/server", dated(small, -1, 99) + damaged)
+    assert places(check_env(second, now=NOW)) == ["env.logging.syslog.server"]
+
+
+@pytest.mark.parametrize("kind", ["X509 CRL", "PRIVATE KEY", "TRUSTED CERTIFICATE"])
+def test_whom_to_trust_is_said_by_certificates_alone(env: Section, small: Pair, kind: str) -> None:
+    pem = small.certificate.decode()
+    beside = pem + pem.replace(" CERTIFICATE", f" {kind}")
+    authorities = change(env, "cacerts", [{"mine": base64.b64encode(beside.encode()).decode()}])
+    server = change(env, "logging/syslog/server", beside)
+    anchored = change(
+        env,
+        "volumes/data/anchor",
+        {"url": "https://a.example.com/data", "publicKey": small.public.decode(), "ca": beside, "cert": pem}
+        | {"key": small.private.decode()},
+    )
+    for section, place in (
+        (authorities, "env.cacerts[0].mine"),
+        (server, "env.logging.syslog.server"),
+        (anchored, "env.volumes.data.anchor"),
+    ):
+        (problem,) = check_env(section)
+        assert (problem.place, problem.severity) == (place, "error") and "certificates that are whole" in problem.text
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+from contextlib import suppress
 
 import pytest
 from contract_kit import Pair, Private
@@ -12,7 +13,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from casemate.contract.errors import KeyFileError
-from casemate.contract.keys import LARGEST_FILE, kinds, load_private_key, load_public_key, pem_of
+from casemate.contract.keys import (
+    LARGEST_FILE,
+    certificates_alone,
+    kinds,
+    load_private_key,
+    load_public_key,
+    pem_of,
+)
 
 
 @pytest.mark.parametrize("form", [Private.PKCS8, Private.TraditionalOpenSSL])
@@ -99,3 +107,40 @@ def test_the_first_block_is_the_key_whatever_a_parser_sees_before_it(small: Pair
         begin = f"-----BEGIN {kind}-----".encode()
         hidden = first.replace(begin + b"\n", begin)
         assert load_public_key(hidden + second).public_numbers() == small.key.public_key().public_numbers()
+
+
+# ------------------------------------------------------------------------------------------------- whom to trust
+
+
+def test_of_certificates_and_words_around_them_the_certificates_are_taken(small: Pair, other: Pair) -> None:
+    one, two = small.certificate, other.certificate
+    assert certificates_alone(one) == [one]
+    text = "# Autorité\nsubject=CN = one\n".encode() + one + b"\n=====\ntwo\n" + two.replace(b"\n", b"\r\n")
+    assert certificates_alone(text) == [one, two.replace(b"\n", b"\r\n").removesuffix(b"\r\n") + b"\n"]
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_what_parsers_would_pass_over_in_silence_is_refused(small: Pair, other: Pair, first: bool) -> None:
+    one = small.certificate
+    lines = other.certificate.splitlines(keepends=True)
+    for beside in (
+        one.replace(b" CERTIFICATE", b" X509 CRL"),
+        one.replace(b" CERTIFICATE", b" TRUSTED CERTIFICATE"),
+        small.private,
+        small.public,
+        b"".join(lines[:-1]),  # cut off
+        b"".join(lines[1:]),
+        b"".join(lines[1:-1]),
+        other.certificate.replace(b"-----BEGIN", b"----BEGIN"),
+        other.certificate.replace(b"CERTIFICATE-----\n", b"CERTIFICATE-----\nProc-Type: 4\n", 1),
+        other.certificate.replace(lines[1], lines[1][:-2] + b"*\n"),
+    ):
+        with pytest.raises(KeyFileError, match="must be certificates that are whole"):
+            certificates_alone(beside + one if first else one + beside)
+
+
+@given(st.binary(max_size=200), st.sampled_from(["CERTIFICATE", "X509 CRL"]))
+def test_any_bytes_as_certificates_are_blocks_or_are_refused(body: bytes, kind: str) -> None:
+    for pem in (body, f"-----BEGIN {kind}-----\n".encode() + body + f"\n-----END {kind}-----\n".encode()):
+        with suppress(KeyFileError):
+            assert [kinds(block) for block in certificates_alone(pem)] == [["CERTIFICATE"]]

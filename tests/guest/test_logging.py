@@ -242,6 +242,15 @@ def test_a_public_service_is_known_by_the_image_s_authorities_and_by_those_of_en
         trusted({"cacerts": [{"mine": "AAAA"}]}, b"ROOTS")
 
 
+def test_the_authority_of_a_backend_is_certificates_alone(authority: Authority) -> None:
+    """OpenSSL would take a revocation list that stands beside, and rsyslog would not."""
+    pem = authority.certificate.decode()
+    assert pems({"server": f"Autorité\n{pem}"}) == {"server": authority.certificate}
+    for kind in ("X509 CRL", "TRUSTED CERTIFICATE"):
+        with pytest.raises(Stop, match=r"HPL01007E: env\.logging\.syslog\.server must be certificates that are whole"):
+            pems({"server": pem + pem.replace(" CERTIFICATE", f" {kind}")})
+
+
 def env_of(logging: dict[str, object], **more: object) -> None:
     state.write_json(state.SECTIONS / "env.json", {"type": "env", "logging": logging, **more})
 

@@ -34,6 +34,7 @@ from casemate.guest import (
     registryauth,
     signature,
     state,
+    web,
 )
 from casemate.guest.report import Stop, run, say
 
@@ -306,11 +307,22 @@ def test_logins_and_certificates_are_roots_alone(guest: Path, pair: Pair) -> Non
     assert state.CERTIFICATES.stat().st_mode & 0o777 == 0o700
 
 
+def test_words_beside_the_certificates_of_a_registry_are_left_out(guest: Path, pair: Pair) -> None:
+    """OpenSSL takes ASCII alone."""
+    text = base64.b64encode("# Autorité\n".encode("latin-1") + pair.certificate).decode()
+    found = registryauth.certificates({"cacerts": [{"mine": text}]})
+    assert found == {"mine.crt": pair.certificate}
+    web.context(pem.decode() for pem in found.values())
+
+
 def test_a_certificate_of_a_registry_that_is_none_stops(pair: Pair) -> None:
     for content in (
         "not base64!",
         base64.b64encode(b"x").decode(),
         base64.b64encode(pair.certificate + pair.private).decode(),
+        base64.b64encode(pair.certificate + pair.certificate.replace(b" CERTIFICATE", b" X509 CRL")).decode(),
+        base64.b64encode(pair.certificate + pair.certificate[:-30]).decode(),
+        base64.b64encode(pair.certificate + pair.certificate.replace(b"\nMII", b"\nMIJ")).decode(),
     ):
         assert stopped(registryauth.certificates, {"cacerts": [{"mine": content}]}).id == "HPL09001E"
 

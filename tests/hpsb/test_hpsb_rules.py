@@ -15,6 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as some
 
+from casemate.demo.pki import Authority
 from casemate.hpsb import containerfile, layout, manifest, vault
 from casemate.hpsb.client import settings
 from casemate.hpsb.config import Config, parse_config, parse_job, registry_hosts, repository_login
@@ -37,6 +38,7 @@ JOB = {
     "revision": "a" * 40,
     "name": "r.example.com:5000/team/app",
 }
+AUTHORITY = Authority.create("Servers").certificate.decode()
 PARTIES = Secrets("w" * 20, "e" * 20)
 
 
@@ -56,6 +58,7 @@ def refusal(act: Any, *arguments: Any, **more: Any) -> str:
 def test_a_configuration_says_what_may_be_reached() -> None:
     found = config(hosts=["deb.debian.org", "x.example:8443"], addresses={"r.example.com:5000": "10.0.0.7:5000"})
     assert found.hosts == ("deb.debian.org:443", "x.example:8443")
+    assert config(authorities=f"words\n{AUTHORITY}").authorities
     assert found.addresses == {"r.example.com:5000": ("10.0.0.7", 5000)}
     assert registry_hosts("docker.io", found.registries["docker.io"]) == (
         "registry-1.docker.io:443",
@@ -91,6 +94,7 @@ def test_a_configuration_says_what_may_be_reached() -> None:
         {"limits": {"hours": 1}},
         {"authorities": 1},
         {"authorities": "nonsense"},
+        {"authorities": AUTHORITY + AUTHORITY.replace(" CERTIFICATE", " X509 CRL")},
         {"addresses": {"a:1": "1.2.3.4:99999999"}},
         {"addresses": {"a:99999": "1.2.3.4:1"}},
         {"hosts": ["a:99999"]},

@@ -55,7 +55,7 @@ class Anchor:
 def read_anchor(entry: Any) -> Anchor:
     """Return what ``anchor`` of a volume in ``env`` says. Raises :class:`AnchorError`."""
     from casemate.contract.errors import KeyFileError
-    from casemate.contract.keys import pem_of
+    from casemate.contract.keys import certificates_alone, pem_of
 
     if (
         not isinstance(entry, Mapping)
@@ -80,7 +80,11 @@ def read_anchor(entry: Any) -> Anchor:
             raise AnchorError(f"anchor.{key} is neither PEM nor base64 of it") from None
         if f"{label}-----".encode() not in pem[key]:
             raise AnchorError(f"anchor.{key} is no {label.lower()}")
-    return Anchor(url["name"], url["host"].lower(), port, pem["publicKey"], pem["ca"], pem["cert"], pem["key"])
+    try:
+        authority = b"".join(certificates_alone(pem["ca"]))
+    except KeyFileError as error:
+        raise AnchorError(f"anchor.ca {error.cause}", error.cure) from None
+    return Anchor(url["name"], url["host"].lower(), port, pem["publicKey"], authority, pem["cert"], pem["key"])
 
 
 def statement(name: str, nonce: str, value: int | None) -> bytes:

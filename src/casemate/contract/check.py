@@ -34,7 +34,15 @@ from casemate.contract.images import (
     variables,
     with_defaults,
 )
-from casemate.contract.keys import WARN_DAYS, first_block, kinds, load_public_key, pem_of, validity
+from casemate.contract.keys import (
+    WARN_DAYS,
+    certificates_alone,
+    first_block,
+    kinds,
+    load_public_key,
+    pem_of,
+    validity,
+)
 from casemate.contract.schema import fulfils, schema
 from casemate.contract.workload import Places, Problems, Workload
 
@@ -92,7 +100,7 @@ def check_env(env: Section, *, now: datetime.datetime | None = None) -> list[Pro
         _form("env", env),
         (Problem(f"env.{key}", f"is not supported: {why}") for key, why in _NOT_HERE.items() if key in env),
         _key_services(env),
-        _anchors(env),
+        _anchors(env, now),
         _syslog(env, now),
         _authorities(env, now),
         _signing_key(env, now),
@@ -336,14 +344,19 @@ def _key_services(env: Section) -> Iterator[Problem]:
         )
 
 
-def _anchors(env: Section) -> Iterator[Problem]:
+def _anchors(env: Section, now: datetime.datetime | None) -> Iterator[Problem]:
     """Freshness anchors can be reached and believed by what the contract says."""
     for name, volume in _volumes(env).items():
         if "anchor" in volume:
             from casemate.contract import anchors
 
             place = _place("env.volumes", [name, "anchor"])
-            yield from _attempt(place, "HPL07001E", partial(anchors.read_anchor, volume["anchor"]))
+            try:
+                anchor = anchors.read_anchor(volume["anchor"])
+            except ContractError as error:
+                yield Problem(place, _sentence(error), id="HPL07001E")
+                continue
+            yield from _trusted_by(_place("env.volumes", [name, "anchor", "ca"]), anchor.ca, now, "HPL07001E")
 
 
 def _partners(workload: Section, env: Section) -> Iterator[Problem]:
@@ -526,7 +539,9 @@ def _syslog(env: Section, now: datetime.datetime | None) -> Iterator[Problem]:
             yield Problem(place, _sentence(error), id="HPL01005E")
             continue
         found = kinds(pem)[0]
-        if not found.endswith(kind):
+        if key == "server" and (problems := list(_trusted_by(place, pem, now, identifier))):
+            yield from problems
+        elif not found.endswith(kind):
             yield Problem(place, f"must be a {kind.lower()}", id=identifier)
         elif "ENCRYPTED" in found or b"Proc-Type: 4,ENCRYPTED" in pem:
             yield Problem(place, "is protected by a password; remove it, the section is sealed", id="HPL01006E")
@@ -564,17 +579,19 @@ def _authorities(env: Section, now: datetime.datetime | None) -> Iterator[Proble
     for number, entry in enumerate(entries if isinstance(entries, list) else []):
         for name, text in _mapping(entry).items():
             place = _place("env.cacerts", [number, name])
-            if not isinstance(text, str):
-                continue
-            try:
-                pem = pem_of(text)
-            except ContractError as error:
-                yield Problem(place, _sentence(error))
-                continue
-            if kinds(pem)[0] != "CERTIFICATE":
-                yield Problem(place, "must be a certificate")
-            elif now is not None and _public_half(pem, "CERTIFICATE") is None:
-                yield Problem(place, "the certificate is damaged")
+            if isinstance(text, str):
+                yield from _trusted_by(place, text, now, "HPL05001E")
+
+
+def _trusted_by(place: str, text: str | bytes, now: datetime.datetime | None, identifier: str) -> Iterator[Problem]:
+    """What says whom to trust has certificates, and nothing that would be passed over."""
+    try:
+        found = certificates_alone(pem_of(text))
+    except ContractError as error:
+        yield Problem(place, _sentence(error), id=identifier)
+        return
+    if now is not None and None in [_public_half(one, "CERTIFICATE") for one in found]:
+        yield Problem(place, "a certificate is damaged", id=identifier)
 
 
 def _signing_key(env: Section, now: datetime.datetime | None) -> Iterator[Problem]:

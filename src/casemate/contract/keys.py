@@ -22,6 +22,8 @@ LARGEST_FILE = 64 << 10
 WARN_DAYS = 30
 """Certificates that expire sooner are told of."""
 _PEM = re.compile(rb"-----BEGIN ([A-Z0-9 ]+)-----\s.*?-----END \1-----", re.DOTALL)
+_CERTIFICATE = re.compile(rb"-----BEGIN CERTIFICATE-----\s[A-Za-z0-9+/=\s]*-----END CERTIFICATE-----")
+_LEFT = re.compile(rb"-(BEGIN|END) |^[A-Za-z0-9+/]{40,}={0,2}\s*$", re.MULTILINE)
 
 
 def pem_of(text: str | bytes) -> bytes:
@@ -57,6 +59,20 @@ def first_block(pem: bytes) -> bytes:
     if not (match := _PEM.search(pem)):
         raise KeyFileError("there is no PEM block in it", "give the text from -----BEGIN … to -----END …")
     return match[0] + b"\n"
+
+
+def certificates_alone(pem: bytes) -> list[bytes]:
+    """Return the certificates of a text that says whom to trust, a PEM block each; there is at least one.
+
+    Words between them are no part of it (RFC 7468). Whatever else there is, parsers would pass over in silence, each of them
+    another thing: revocation lists, keys, certificates that are cut off. Raises :class:`KeyFileError`.
+    """
+    found = _CERTIFICATE.findall(pem)
+    if not found or _LEFT.search(_CERTIFICATE.sub(b"", pem)):
+        raise KeyFileError(
+            "must be certificates that are whole, and nothing else", "revocation lists are not looked at"
+        )
+    return [block + b"\n" for block in found]
 
 
 def load_private_key(pem: bytes, password: bytes | None = None) -> RSAPrivateKey:

@@ -37,6 +37,8 @@ from cryptography.hazmat.primitives.serialization import (
 )
 
 from casemate.contract.anchors import LARGEST, statement
+from casemate.contract.errors import KeyFileError
+from casemate.contract.keys import certificates_alone
 from casemate.demo.https import answering, send, tls, until_interrupted
 from casemate.demo.pki import Authority, Identity
 from casemate.demo.services import NAMES, free_port, private
@@ -171,7 +173,10 @@ def main() -> None:
     names = given.name or [socket.gethostname(), "127.0.0.1", "localhost"]
     authority, own = Authority.create("Anchor authority"), Authority.create("Clients of the anchor")
     identity = Identity(given.cert.read_bytes(), given.key.read_bytes()) if given.cert else None
-    clients = given.clients.read_bytes() if given.clients else own.certificate
+    try:
+        clients = b"".join(certificates_alone(given.clients.read_bytes())) if given.clients else own.certificate
+    except KeyFileError as error:
+        parser.error(f"--clients {error.cause}; {error.cure}")
     with AnchorServer.running(
         given.directory, authority, clients, port=given.port, names=names, address=given.address, identity=identity
     ) as server:

@@ -60,7 +60,7 @@ def load() -> dict[str, Anchor]:
 
 def context(anchor: Anchor) -> ssl.SSLContext:
     """Return how an anchor is verified, and what it verifies. The library takes keys by file only: in memory, root's."""
-    made = ssl.create_default_context(cadata=anchor.ca.decode("ascii", "replace"))
+    made = ssl.create_default_context(cadata=anchor.ca.decode("ascii"))
     file = state.RUN / f"anchor-{secrets.token_hex(8)}.pem"
     state.write(file, anchor.cert + b"\n" + anchor.key)
     try:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from casemate.contract.errors import ContractError
-from casemate.contract.keys import kinds, pem_of
+from casemate.contract.keys import certificates_alone, kinds, pem_of
 from casemate.guest import state
 from casemate.guest.logloss import INTERVAL, STATISTICS
 from casemate.guest.network import resolve
@@ -52,6 +52,10 @@ def pems(syslog: Mapping[str, Any]) -> dict[str, bytes]:
             raise Stop(missing, f"env.logging.syslog.{name} has no certificate")
         if name == "key" and not first.endswith("PRIVATE KEY"):
             raise Stop(missing, "env.logging.syslog.key has no private key")
+    try:
+        found["server"] = b"".join(certificates_alone(found["server"]))
+    except ContractError as error:
+        raise Stop("HPL01007E", f"env.logging.syslog.server {error.cause}") from None
     return found
 
 
@@ -61,9 +65,9 @@ def trusted(env: Mapping[str, Any], roots: bytes) -> bytes:
     for entry in env.get("cacerts", ()):
         for text in entry.values():
             try:
-                found.append(pem_of(text))
-            except ContractError:
-                raise Stop("HPL01005E", "env.cacerts has no PEM block") from None
+                found += certificates_alone(pem_of(text))
+            except ContractError as error:
+                raise Stop("HPL01005E", f"env.cacerts: {error.cause}") from None
     return b"\n".join(found)
 
 

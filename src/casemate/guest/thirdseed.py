@@ -193,7 +193,7 @@ def tls(env: Mapping[str, Any]) -> ssl.SSLContext:
     from casemate.guest.logging import ROOTS, trusted
 
     try:
-        return ssl.create_default_context(cadata=trusted(env, ROOTS.read_bytes()).decode("ascii", "replace"))
+        return ssl.create_default_context(cadata=trusted(env, ROOTS.read_bytes()).decode("ascii"))
     except (ssl.SSLError, OSError):
         raise Stop("HPL07010E", "a certificate in env.cacerts is damaged") from None
 

@@ -30,8 +30,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from casemate.contract.document import parse
-from casemate.contract.errors import ContractError
+from casemate.contract.errors import ContractError, KeyFileError
 from casemate.contract.images import DEFAULT_REGISTRY, parse_reference
+from casemate.contract.keys import certificates_alone
 from casemate.hpsb.errors import BuildError, refused
 
 _URL = re.compile(
@@ -267,10 +268,9 @@ def _port(text: str | None) -> bool:
 def _certificates(text: str) -> bool:
     from cryptography.x509 import load_pem_x509_certificate  # Debian's has no function for several
 
-    blocks = re.findall("-----BEGIN CERTIFICATE-----.*?-----END CERTIFICATE-----", text, re.DOTALL)
     try:
-        return bool([load_pem_x509_certificate(block.encode()) for block in blocks])
-    except ValueError:
+        return bool([load_pem_x509_certificate(block) for block in certificates_alone(text.encode())])
+    except (KeyFileError, ValueError):
         return False
 
 
