@@ -12,7 +12,7 @@ help:
 	@echo "make bench   measure, side by side, as ratios"
 	@echo "make long    the tests that are too long for each day: authenticated volumes, samples, libvirt, a root built inside, twenty volumes and thirty containers"
 	@echo "make test-s390x  build an image for IBM Z (some minutes, then cached), start machines of it under emulation"
-	@echo "make realtools  compare with the library of the tools for IBM Z, built with cargo"
+	@echo "make realtools  compare with the library of the tools for IBM Z, built with cargo, and with cosign, built with go"
 	@echo "make docs    make the generated pages anew"
 	@echo "make clean   forget the virtual environment and what tools have cached here"
 
@@ -58,4 +58,4 @@ clean:
 	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
 realtools: system
-	CASEMATE_REALTOOLS=1 $(BIN)/python -m pytest tests/secureexec/test_realtools.py
+	CASEMATE_REALTOOLS=1 $(BIN)/python -m pytest tests/secureexec/test_realtools.py tests/guest/test_image_signatures.py

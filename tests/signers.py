@@ -1,4 +1,4 @@
-"""Who signs images, with the real tools: GPG and skopeo, notary and its server; and in cosign's form.
+"""Who signs images, with the real tools: GPG and skopeo, notary and its server, cosign; and in cosign's form.
 
 The registry stands behind a door of ours that keeps simple signatures as hosted registries do (the extension that
 ``X-Registry-Supports-Signatures`` announces; Debian's registry lacks it), and that can be made to lie.
@@ -12,6 +12,8 @@ import hashlib
 import http.client
 import json
 import os
+import re
+import shutil
 import ssl
 import subprocess
 import threading
@@ -21,12 +23,16 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import pytest
 from cryptography.hazmat.primitives.asymmetric.ec import ECDSA, EllipticCurvePrivateKey
+from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes
 from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
 from casemate.demo import images
 from casemate.demo.pki import Authority
 from casemate.demo.services import GATEWAY, Registry, _need, _process, _wait_for_port, free_port
+from casemate.machine import home
 
 NAMES = ("127.0.0.1", GATEWAY, "localhost")
 PASSWORD = "throwaway"
@@ -132,6 +138,53 @@ class Door:
         index["manifests"][0] |= {"digest": _blob(blobs, content), "size": len(content)}
         (beside / "index.json").write_text(json.dumps(index))
         self.push(beside, f"{name.rpartition(':')[0]}:{digest.replace(':', '-')}.sig")
+
+
+@dataclass(frozen=True)
+class Cosign:
+    """The real cosign, as it comes of the Go module proxy, with a login and keys of its own; it signs in a door's registry."""
+
+    program: Path
+    door: Door
+    directory: Path
+
+    MODULE, GO = "github.com/sigstore/cosign/v3/cmd/cosign@v3.1.3", 26
+
+    @classmethod
+    def built(cls, door: Door, directory: Path) -> Cosign:
+        """Build it (minutes), where that was not done before; nobody who did not ask for it waits."""
+        version, place = cls.MODULE.rpartition("@")[2], home.directory() / "cache/cosign"
+        program = place / version / "cosign"
+        if not program.exists():
+            go = shutil.which("go")
+            said = re.search(r"go1\.(\d+)", tool(go, "version")) if go else None
+            if go is None or said is None or int(said[1]) < cls.GO:
+                pytest.skip(f"needs Go 1.{cls.GO} or newer")
+            if not os.environ.get("CASEMATE_REALTOOLS"):
+                pytest.skip("`make realtools` builds cosign first")
+            tool(go, "install", cls.MODULE, env={"GOBIN": str(program.parent)})
+        directory.mkdir()
+        (directory / "config.json").write_text(json.dumps(door.auth))
+        return cls(program, door, directory)
+
+    def run(self, *command: str | Path) -> str:
+        env = {"COSIGN_PASSWORD": PASSWORD, "DOCKER_CONFIG": str(self.directory), "HOME": str(self.directory)}
+        return tool(self.program, *command, env=env | {"SSL_CERT_FILE": str(self.door.directory / "trusted/ca.crt")})
+
+    def pair(self, name: str, key: PrivateKeyTypes | None = None) -> Path:
+        """Make a pair of keys, or take one; return ``cosign.key``, beside which is ``cosign.pub``."""
+        prefix, made = self.directory / name, ("generate-key-pair",)
+        if key is not None:
+            pem = prefix.with_suffix(".pem")
+            pem.write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
+            made = ("import-key-pair", "--key", str(pem))
+        self.run(*made, "--output-key-prefix", prefix)
+        return prefix.with_suffix(".key")
+
+    def sign(self, key: Path, image: str, *more: str) -> None:
+        """Sign ``registry/path@digest``, with no log and in the form of before bundles."""
+        without = [f"--{each}=false" for each in ("tlog-upload", "use-signing-config", "new-bundle-format")]
+        self.run("sign", "--yes", *without, "--key", key, *more, image)
 
 
 def _blob(blobs: Path, content: bytes) -> str:

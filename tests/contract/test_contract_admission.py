@@ -215,6 +215,36 @@ def test_what_cosign_signed_holds_for_its_name_tag_and_digest_alone() -> None:
     assert cosign.fault(payloads[0], layers[1], PEM, f"{NAME}:17", digest) == "by another key"
 
 
+KEYS = json.loads((RECORDED / "keys.json").read_bytes())
+
+
+@pytest.mark.parametrize(
+    "made", KEYS, ids=lambda made: " ".join((made["cosign"], made["key"], *(made.keys() & {"index"})))
+)
+def test_what_cosign_signed_with_any_kind_of_key_holds_and_is_refused_where_it_is_not_that(
+    made: dict[str, str],
+) -> None:
+    image = f"{NAME}:17"
+    (key,) = read_keys({"images": {"cosign": {NAME: {"publicKey": made["public"]}}}})[NAME]
+    manifest = made["index"].encode() if "index" in made else (RECORDED / "manifest.json").read_bytes()
+    digest, payload = cosign.digest_of(manifest), made["payload"].encode()
+    (layer,) = cosign.layers(made["signatures"].encode())
+    if (made["cosign"], made["key"]) == ("3.1.3", "Ed25519"):  # Ed25519ph, which nothing here knows
+        assert cosign.fault(payload, layer, key.key, image, digest) == "by another key"
+        return
+    assert cosign.fault(payload, layer, key.key, image, digest) is None
+    assert json.loads(payload)["optional"] == {"team": "blue"}
+    assert cosign.fault(payload, layer, key.key, f"{NAME}:18", digest) == "for another name or tag"
+    assert cosign.fault(payload, layer, key.key, image, OTHER) == "of another image"
+    for other in KEYS:
+        if other["public"] != made["public"]:
+            assert cosign.fault(payload, layer, other["public"].encode(), image, digest) == "by another key"
+    changed = payload.replace(b"blue", b"gold")
+    forged = cosign.Layer(cosign.digest_of(changed), layer.signature)
+    assert cosign.fault(changed, layer, key.key, image, digest) == "by another key"
+    assert cosign.fault(changed, forged, key.key, image, digest) == "by another key"
+
+
 @given(st.integers(min_value=0), st.integers(0, 255))
 def test_a_changed_payload_never_counts(place: int, byte: int) -> None:
     layers, payloads, digest = recorded()

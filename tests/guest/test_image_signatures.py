@@ -10,19 +10,28 @@ import datetime
 import hashlib
 import json
 import os
+import re
 import shutil
 import socket
 import tarfile
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
-from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, EllipticCurvePrivateKey, generate_private_key
+from cryptography.hazmat.primitives.asymmetric import rsa
+from cryptography.hazmat.primitives.asymmetric.ec import (
+    SECP256R1,
+    SECP384R1,
+    SECP521R1,
+    EllipticCurvePrivateKey,
+    generate_private_key,
+)
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from cryptography.x509 import load_pem_x509_certificate
 from tuf_kit import certified
@@ -34,7 +43,7 @@ from casemate.demo import images
 from casemate.demo.services import Registry, free_port
 from casemate.guest import image, imagepolicy, state, web
 from casemate.guest.report import Stop
-from signers import PASSWORD, Door, Gpg, Notary, tool
+from signers import Cosign, Door, Gpg, Notary, tool
 
 pytestmark = pytest.mark.components
 MANIFEST = "application/vnd.oci.image.manifest.v1+json"
@@ -263,27 +272,6 @@ def test_an_image_signed_in_cosigns_form_starts(engine: Path, around: Around) ->
     assert start(sealed(around, "cosign/good:1"), cosign(f"{around.door.here}/cosign/good")) == "good"
 
 
-@pytest.mark.skipif(shutil.which("cosign") is None, reason="cosign is not in Debian; where it is installed it signs")
-def test_an_image_signed_by_cosign_starts_where_the_tag_is_signed_too(engine: Path, around: Around) -> None:
-    name, bare = f"{around.door.here}/cosign/real", f"{around.door.here}/cosign/bare"
-    around.door.push(around.good.path, "cosign/real:1")
-    around.door.push(around.good.path, "cosign/bare:1")
-    login = around.door.directory / "docker"
-    login.mkdir()
-    (login / "config.json").write_text(json.dumps(around.door.auth))
-    trusted = str(around.door.directory / "trusted/ca.crt")
-    env = {"COSIGN_PASSWORD": PASSWORD, "DOCKER_CONFIG": str(login), "SSL_CERT_FILE": trusted}
-    pair = login / "pair"
-    tool("cosign", "generate-key-pair", "--output-key-prefix", pair, env=env)
-    command = ("cosign", "sign", "--yes", "--tlog-upload=false", "--key", f"{pair}.key")
-    tool(*command, "--sign-container-identity", f"{name}:1", f"{name}@{around.good.digest}", env=env)
-    tool(*command, f"{bare}@{around.good.digest}", env=env)
-    public = Path(f"{pair}.pub").read_bytes()
-    stop = refused(f"{bare}:1", cosign(bare, public=public))
-    assert stop.id == "HPL16010E" and "--sign-container-identity" in stop.detail
-    assert start(f"{name}:1", cosign(name, public=public)) == "good"
-
-
 def test_a_tag_moved_to_an_image_without_cosigns_signature_is_refused(engine: Path, around: Around) -> None:
     whole = sealed(around, "cosign/moved:1")
     around.door.push(around.evil.path, "cosign/moved:1")
@@ -335,6 +323,136 @@ def test_an_image_with_two_keys_needs_both(engine: Path, around: Around) -> None
     around.door.signatures.clear()
     state.call(*image.ENGINE, "rmi", "--all", "--force")
     assert refused(f"{name}:1", both).id == "HPL16005E"
+
+
+# ------------------------------------------------------------------------------------------------- cosign itself
+
+KINDS: dict[str, Callable[[], Any] | None] = {
+    "as cosign makes it": None,  # ECDSA with P-256
+    "P-384": lambda: generate_private_key(SECP384R1()),
+    "P-521": lambda: generate_private_key(SECP521R1()),
+    "RSA of 2048 bits": lambda: rsa.generate_private_key(65537, 2048),
+    "RSA of 4096 bits": lambda: rsa.generate_private_key(65537, 4096),
+}
+
+
+@pytest.fixture(scope="module")
+def real(around: Around, tmp_path_factory: pytest.TempPathFactory) -> Cosign:
+    return Cosign.built(around.door, tmp_path_factory.mktemp("cosign") / "home")
+
+
+@pytest.fixture(scope="module")
+def pair(real: Cosign) -> Path:
+    return real.pair("pair")
+
+
+def by(key: Path, name: str) -> dict[str, Any]:
+    return cosign(name, public=key.with_suffix(".pub").read_bytes())
+
+
+def signatures_of(what: Layout) -> str:
+    return f"{what.digest.replace(':', '-')}.sig"
+
+
+def together(directory: Path, *parts: Layout) -> Layout:
+    """An image for several platforms, this one first."""
+    blobs = directory / "blobs/sha256"
+    for part in parts:
+        shutil.copytree(part.path / "blobs", directory / "blobs", dirs_exist_ok=True)
+    platforms = [{"os": "linux", "architecture": name} for name in ("amd64", "s390x")]
+    listed = [
+        {"mediaType": MANIFEST, "digest": part.digest, "size": part.size, "platform": platform}
+        for part, platform in zip(parts, platforms, strict=True)
+    ]
+    media = MANIFEST.replace("manifest", "index")
+    content = json.dumps({"schemaVersion": 2, "mediaType": media, "manifests": listed}).encode()
+    name = hashlib.sha256(content).hexdigest()
+    (blobs / name).write_bytes(content)
+    top = {"mediaType": media, "digest": f"sha256:{name}", "size": len(content)}
+    (directory / "index.json").write_text(json.dumps({"schemaVersion": 2, "manifests": [top]}))
+    (directory / "oci-layout").write_text(json.dumps({"imageLayoutVersion": "1.0.0"}))
+    return Layout(directory, f"sha256:{name}", len(content))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_cosign_has_signed_with_any_key_starts_and_nothing_else_does(
+    engine: Path, around: Around, real: Cosign, pair: Path, kind: str
+) -> None:
+    path = f"cosign/{re.sub('[^a-z0-9]', '', kind.lower())}"
+    name, make = f"{around.door.here}/{path}", KINDS[kind]
+    key = real.pair(path.rpartition("/")[2], make() if make else None)
+    around.door.push(around.good.path, f"{path}:1")
+    real.sign(key, f"{name}@{around.good.digest}", "-a", "team=blue", "--sign-container-identity", f"{name}:1")
+    assert "by another key" in refused(f"{name}:1", by(pair, name)).detail
+    around.door.push(around.good.path, f"{path}:2")
+    assert "for another name or tag" in refused(f"{name}:2", by(key, name)).detail
+    around.door.push(around.evil.path, f"{path}:2")
+    assert "no signature" in refused(f"{name}:2", by(key, name)).detail
+    assert start(f"{name}:1", by(key, name)) == "good"
+
+
+def test_what_cosign_writes_and_is_not_looked_at_does_not_count(
+    engine: Path, around: Around, real: Cosign, pair: Path
+) -> None:
+    """Its bundles, which name no tag, and Ed25519ph: here as where nobody has signed."""
+    name, ed25519 = f"{around.door.here}/cosign/new", real.pair("ed25519", Ed25519PrivateKey.generate())
+    around.door.push(around.good.path, "cosign/new:1")
+    identity = ("--sign-container-identity", f"{name}:1")
+    real.sign(pair, f"{name}@{around.good.digest}", *identity, "--new-bundle-format=true")
+    assert f"PUT /v2/cosign/new/manifests/{around.good.digest.replace(':', '-')}" in around.door.asked
+    assert "no signature" in refused(f"{name}:1", by(pair, name)).detail
+    real.sign(ed25519, f"{name}@{around.good.digest}", *identity)
+    assert "by another key" in refused(f"{name}:1", by(ed25519, name)).detail
+    real.sign(pair, f"{name}@{around.good.digest}", *identity)
+    assert start(f"{name}:1", by(pair, name)) == "good"
+
+
+def test_of_two_signatures_of_cosign_the_one_for_the_tag_counts(
+    engine: Path, around: Around, real: Cosign, pair: Path
+) -> None:
+    name = f"{around.door.here}/cosign/twice"
+    around.door.push(around.good.path, "cosign/twice:1")
+    real.sign(pair, f"{name}@{around.good.digest}")
+    stop = refused(f"{name}:1", by(pair, name))
+    assert stop.id == "HPL16010E" and "--sign-container-identity" in stop.detail
+    real.sign(pair, f"{name}@{around.good.digest}", "--sign-container-identity", f"{name}:1")
+    assert start(f"{name}:1", by(pair, name)) == "good"
+
+
+def test_of_an_image_for_several_platforms_the_whole_is_signed(
+    engine: Path, around: Around, real: Cosign, pair: Path, tmp_path: Path
+) -> None:
+    name, whole = f"{around.door.here}/cosign/whole", together(tmp_path / "whole", around.good, around.evil)
+    around.door.push(whole.path, "cosign/whole:1", "--all")
+    identity = ("--sign-container-identity", f"{name}:1")
+    real.sign(pair, f"{name}@{around.good.digest}", *identity)  # one platform's
+    assert "no signature" in refused(f"{name}:1", by(pair, name)).detail
+    real.sign(pair, f"{name}@{whole.digest}", *identity)
+    assert start(f"{name}:1", by(pair, name)) == "good"
+
+
+def test_a_signature_of_cosign_that_was_moved_or_changed_is_refused(
+    engine: Path, around: Around, real: Cosign, pair: Path
+) -> None:
+    door, name = around.door, f"{around.door.here}/cosign/stolen"
+    door.push(around.good.path, "cosign/stolen:1")
+    real.sign(pair, f"{name}@{around.good.digest}", "--sign-container-identity", f"{name}:1")
+    server = imagepolicy.Signed(datetime.datetime.now(datetime.UTC))._server(door.here, door.here)
+    place = "/v2/cosign/stolen"
+    listed = server.get(f"{place}/manifests/{signatures_of(around.good)}", 1 << 20, MANIFEST)
+    payload = f"{place}/blobs/{json.loads(listed)['layers'][0]['digest']}"
+    signed = server.get(payload, 1 << 20)
+    door.push(around.evil.path, "cosign/stolen:1")
+    door.lies[f"{place}/manifests/{signatures_of(around.evil)}"] = (listed, MANIFEST)
+    assert "of another image" in refused(f"{name}:1", by(pair, name)).detail
+    changed = signed.replace(around.good.digest.encode(), around.evil.digest.encode())
+    door.lies[payload] = (changed, "application/octet-stream")
+    assert "by another key" in refused(f"{name}:1", by(pair, name)).detail
+    digest = f"sha256:{hashlib.sha256(changed).hexdigest()}"
+    again = listed.replace(payload.rpartition("/")[2].encode(), digest.encode())
+    door.lies[f"{place}/manifests/{signatures_of(around.evil)}"] = (again, MANIFEST)
+    door.lies[f"{place}/blobs/{digest}"] = (changed, "application/octet-stream")
+    assert "by another key" in refused(f"{name}:1", by(pair, name)).detail
 
 
 # ------------------------------------------------------------------------------------------------- a registry that is away

@@ -8,7 +8,11 @@ one with the tag ``sha256-X.sig``; each of its layers is a signed payload, its a
         problem = fault(payload, layer, key, "r.example.com/app:17", digest)     # None: it holds
 
 A signature counts only where it names the tag: cosign's own names the repository alone unless told otherwise
-(``--sign-container-identity``), and so could be put under any tag.
+(``--sign-container-identity``), and so could be put under any tag. The bundles that cosign 3 writes at other places name
+nothing but the digest: they are not looked at.
+
+Hashes: SHA-256; from cosign 2.6 on SHA-384 and SHA-512 by keys of P-384 and P-521, so these hold too. Its Ed25519ph, which
+``cryptography`` doesn't have, does not.
 
 Formats: cosign ``specs/SIGNATURE_SPEC.md``; the payload is containers/image's simple signing.
 """
@@ -20,6 +24,7 @@ import binascii
 import hashlib
 import json
 import re
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -89,12 +94,15 @@ def fault(payload: bytes, layer: Layer, key: bytes, image: str, digest: str) -> 
 def _holds(payload: bytes, signature: bytes, key: bytes) -> bool:
     from cryptography.exceptions import InvalidSignature
     from cryptography.hazmat.primitives.asymmetric import ec, ed25519, padding
-    from cryptography.hazmat.primitives.hashes import SHA256
+    from cryptography.hazmat.primitives.hashes import SHA256, SHA384, SHA512
 
     public: Any = read_pin(key).public
     try:
         if isinstance(public, ec.EllipticCurvePublicKey):
-            public.verify(signature, payload, ec.ECDSA(SHA256()))
+            with suppress(InvalidSignature):
+                public.verify(signature, payload, ec.ECDSA(SHA256()))
+                return True
+            public.verify(signature, payload, ec.ECDSA({384: SHA384, 521: SHA512}.get(public.key_size, SHA256)()))
         elif isinstance(public, ed25519.Ed25519PublicKey):
             public.verify(signature, payload)
         else:
