@@ -15,7 +15,7 @@ from casemate.contract.anchors import Anchor, problem, read_anchor, read_stateme
 from casemate.contract.archive import write_archive
 from casemate.contract.check import check_sections
 from casemate.contract.errors import AnchorError
-from casemate.demo.anchor import AnchorServer
+from casemate.demo.anchor import AnchorServer, main
 from casemate.demo.pki import Authority
 from casemate.guest import anchor, contract, state, storage
 from casemate.guest.anchor import AwayError, after, before, raised
@@ -309,3 +309,15 @@ def test_the_service_ends_after_a_last_time(monkeypatch: pytest.MonkeyPatch) -> 
         stack.callback(signal.signal, signal.SIGTERM, handler)
         anchor.service()
     assert times == [1]
+
+
+def test_clients_of_an_anchor_are_named_by_certificates_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Its library would pass over a revocation list, and take who was revoked."""
+    clients = tmp_path / "clients.pem"
+    clients.write_bytes(CLIENTS.certificate + CLIENTS.certificate.replace(b" CERTIFICATE", b" X509 CRL"))
+    monkeypatch.setattr("sys.argv", ["anchor", str(tmp_path), "--clients", str(clients)])
+    with pytest.raises(SystemExit):
+        main()
+    assert "--clients must be certificates that are whole" in capfd.readouterr().err
