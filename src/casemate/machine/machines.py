@@ -36,7 +36,7 @@ from casemate.machine.qemu import Disk
 ARCHIVE_SERIAL, ROOT_SERIAL = "casemate-archive", "casemate-root"
 """Serial numbers by which the bootloader finds the disks that belong to the image."""
 
-READY, STOPPING = "HPL10001I", "# the machine stops"
+READY, COMPLETE, STOPPING = "HPL10001I", "HPL10002I", "# the machine stops"
 LARGEST_CONSOLE, LARGEST_RECORD = 16 << 20, 1 << 20
 _NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,30}[a-z0-9])?")
 _NO_REASON = ("HPL10000E", "HPL12006E")
@@ -492,6 +492,8 @@ def wait(
 ) -> None:
     """Wait until a machine's services have succeeded; or until it has ended by itself, having said what ``until_it_ends`` names.
 
+    A machine whose workload was complete before that has succeeded too.
+
     Raises :class:`MachineError` as :func:`up` does.
     """
     end = time.monotonic() + timeout
@@ -506,7 +508,7 @@ def wait(
         if until_it_ends is None and READY in console:
             return
         if not running:
-            if until_it_ends is not None and until_it_ends in console:
+            if (until_it_ends or COMPLETE) in console:  # a short workload may have ended before all services were up
                 return
             said = (machine.directory / "qemu.log").read_text(errors="replace").strip().splitlines()
             reason = machine.reason or (said[-1] if said else "the machine ended without a word")
