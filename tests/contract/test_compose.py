@@ -662,6 +662,17 @@ def test_what_a_restart_policy_says(restart: Restart, ends: dict[tuple[int, int]
     assert {end: restart.again(*end) for end in ends} == ends
 
 
+def test_one_that_is_waited_for_as_healthy_is_asked_by_what_its_image_says() -> None:
+    each: dict[str, Any] = {
+        "db": {"image": IMAGE},
+        "web": {"image": IMAGE, "depends_on": {"db": {"condition": "service_healthy"}}},
+    }
+    db, web = services({"services": each}, {}, PLACES)
+    assert db.health == Health() and web.health is None and db.options == []
+    each["db"]["healthcheck"] = {"interval": "5s"}
+    assert services({"services": each}, {}, PLACES)[0].health == Health(5.0)
+
+
 def test_times_of_a_health_check() -> None:
     check = {"test": "true", "interval": "1m30s", "timeout": "500ms", "start_period": "1h", "retries": 5}
     assert translate(healthcheck=check).health == Health(90.0, 0.5, 3600.0, 5)

@@ -28,6 +28,7 @@ from casemate.contract.errors import ImageError, WorkloadError
 from casemate.contract.images import OPEN, Open, compose_images
 from casemate.contract.workload import (
     NAME,
+    Health,
     Places,
     Problems,
     Service,
@@ -70,6 +71,10 @@ def translate(document: Mapping[str, Any], env: Mapping[str, str], places: Place
     with problems.caught():
         workload.networks = composenet.connect(makings)
         workload.services = list(ordered({name: each.made for name, each in makings.items()}, "services"))
+    for each in workload.services:
+        for name, condition in each.after.items():
+            if condition == "service_healthy" and name in makings:  # asked by what its image says
+                makings[name].made.health = makings[name].made.health or Health()
     return workload
 
 

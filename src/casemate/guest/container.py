@@ -223,7 +223,9 @@ class Podman:
     def _require_check(self, service: Service) -> None:
         """Refuse to ask an image's own health check where it has none: the container would never be healthy."""
         if not podman("image", "inspect", "--format={{if .HealthCheck}}yes{{end}}", service.image).strip():
-            raise Stop("HPL08004E", f"service {service.name} has a health check without `test`, and its image has none")
+            raise Stop(
+                "HPL08004E", f"service {service.name} is to be healthy, and neither it nor its image says how to ask"
+            )
 
     def start_again(self, service: Service) -> int | None:
         """Start a container that has ended, as it was made."""

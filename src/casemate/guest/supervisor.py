@@ -120,14 +120,12 @@ class Supervisor:
     """Runs a workload to its end: :meth:`run`. ``ready`` is called once, when every container has been started."""
 
     def __init__(self, services: Iterable[Service], engine: Engine, ready: Callable[[], None]) -> None:
-        services = list(services)
-        awaited = {name for each in services for name, wish in each.after.items() if wish == "service_healthy"}
-        self._runs = {}
-        for each in services:
-            health = each.health or (Health() if each.name in awaited else None)
-            self._runs[each.name] = _Run(
-                each, _check(health, "healthy"), _check(each.startup, "up"), _check(each.ready, "ready")
+        self._runs = {
+            each.name: _Run(
+                each, _check(each.health, "healthy"), _check(each.startup, "up"), _check(each.ready, "ready")
             )
+            for each in services
+        }
         self._engine = engine
         self._ready = ready
         self._wakers, self._waker = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
